@@ -1,0 +1,3 @@
+module github.com/facebookgo/grace
+
+go 1.24

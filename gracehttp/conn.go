@@ -1,0 +1,301 @@
+package gracehttp
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
+)
+
+// bufferSize is the size of the buffer through which net/http reads requests.
+// A Read between requests that asks for less has bytes of the next one there.
+const bufferSize = 4096
+
+var longAgo = time.Unix(1, 0)
+
+// A conn follows one connection, so that it can be taken from net/http between
+// two requests, and only then. It is the part that the connection types below
+// have in common.
+type conn struct {
+	entry  accept.Entry
+	server *server
+	raw    rawConn
+
+	mu       sync.Mutex // guards what follows
+	deadline time.Time  // for reads, as net/http wants it
+	largest  int        // what a Read between requests has asked for
+	fresh    bool       // no request has begun yet
+	idle     bool       // between requests: not a byte has been read since the last one
+	reading  bool       // a Read is under way
+	kicked   bool       // the next, or waiting, Read must look whether to end
+	gone     bool       // moved or ended: Read returns io.EOF
+	other    bool       // hijacked or HTTP/2
+	since    time.Time  // when it became idle during a drain
+}
+
+type rawConn interface {
+	net.Conn
+	syscall.Conn
+}
+
+// wrap makes a connection ours. It is not in the book yet.
+func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		w := &tcpConn{TCPConn: c}
+		w.conn.init(s, c)
+		return w, &w.conn
+	case *net.UnixConn:
+		w := &unixConn{UnixConn: c}
+		w.conn.init(s, c)
+		return w, &w.conn
+	default:
+		panic("gracehttp: a listener of package net accepted something else")
+	}
+}
+
+func (c *conn) init(s *server, raw rawConn) {
+	c.server, c.raw = s, raw
+	c.fresh, c.idle = true, true
+	c.entry.Conn = c
+}
+
+// coreOf finds the conn in what net/http knows as the connection.
+func coreOf(nc net.Conn) *conn {
+	switch nc := nc.(type) {
+	case *tcpConn:
+		return &nc.conn
+	case *unixConn:
+		return &nc.conn
+	case *tls.Conn:
+		return coreOf(nc.NetConn())
+	}
+	return nil
+}
+
+// read is Read for net/http. Between requests it may end the connection, that
+// is return io.EOF, because it has been moved or has been idle for too long.
+func (c *conn) read(b []byte) (int, error) {
+	for {
+		c.mu.Lock()
+		for c.kicked {
+			c.kicked = false
+			if !c.empty(b) {
+				c.idle = false // a request, or part of one, is in the buffer
+			}
+			if c.settle() {
+				c.mu.Unlock()
+				return 0, io.EOF
+			}
+		}
+		if c.gone {
+			c.mu.Unlock()
+			return 0, io.EOF
+		}
+		if c.idle && len(b) > c.largest {
+			c.largest = len(b)
+		}
+		c.reading = true
+		c.mu.Unlock()
+
+		n, err := c.raw.Read(b)
+
+		c.mu.Lock()
+		c.reading = false
+		again := c.kicked && n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
+		if c.kicked {
+			c.raw.SetReadDeadline(c.deadline)
+			c.kicked = again
+		}
+		if n > 0 {
+			if c.fresh && c.idle && bytes.HasPrefix(b[:n], []byte("PRI * HT")) {
+				c.leave()
+			}
+			c.idle = false
+		}
+		c.mu.Unlock()
+		if !again {
+			return n, err
+		}
+	}
+}
+
+// empty reports whether net/http's buffer is, by what it asks for.
+func (c *conn) empty(b []byte) bool {
+	if c.server.tls {
+		return true
+	}
+	return c.fresh || len(b) >= bufferSize && len(b) >= c.largest
+}
+
+// awaitInput waits until something can be read, and reports whether it can; if
+// not, the connection has ended.
+func (c *conn) awaitInput() bool {
+	raw, err := c.raw.SyscallConn()
+	if err != nil {
+		return false
+	}
+	for {
+		c.mu.Lock()
+		for c.kicked {
+			c.kicked = false
+			if c.settle() {
+				c.mu.Unlock()
+				return false
+			}
+		}
+		c.reading = true
+		c.mu.Unlock()
+
+		readable, err := waitReadable(raw)
+
+		c.mu.Lock()
+		c.reading = false
+		again := c.kicked && errors.Is(err, os.ErrDeadlineExceeded)
+		if c.kicked {
+			c.raw.SetReadDeadline(c.deadline)
+			c.kicked = again
+		}
+		c.mu.Unlock()
+		if !again {
+			return readable
+		}
+	}
+}
+
+// kick makes an idle connection's Read look whether to end it.
+func (c *conn) kick() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kicked || !c.idle && !c.handshaking() {
+		return
+	}
+	c.kicked = true
+	if c.reading {
+		c.raw.SetReadDeadline(longAgo)
+	}
+}
+
+// handshaking reports whether a TLS handshake has begun, and no request yet. The
+// caller holds c.mu.
+func (c *conn) handshaking() bool { return c.server.tls && c.fresh && !c.idle && !c.other }
+
+// settle ends an idle connection if a drain wants that, and reports whether it
+// did. The caller is the one that reads. It holds c.mu, which is released
+// meanwhile.
+func (c *conn) settle() bool {
+	d := c.server.draining.Load()
+	if d == nil || !c.idle && !c.handshaking() {
+		return false
+	}
+	grace := d.grace
+	if c.handshaking() {
+		grace = c.server.app.idleGrace
+	}
+	since := c.since
+	c.mu.Unlock()
+	ended := d.settle(c, since, grace)
+	c.mu.Lock()
+	c.gone = c.gone || ended
+	return ended
+}
+
+// setState follows net/http.
+func (c *conn) setState(nc net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch state {
+	case http.StateActive:
+		if c.fresh {
+			c.fresh = false
+			if t, ok := nc.(*tls.Conn); ok && t.ConnectionState().NegotiatedProtocol == "h2" {
+				c.leave()
+			}
+		}
+		c.idle = false
+	case http.StateIdle:
+		if c.other {
+			return
+		}
+		c.idle = true
+		d := c.server.draining.Load()
+		switch {
+		case d == nil:
+		case d.moves() || d.grace == 0:
+			c.kicked = true
+		default:
+			c.since = time.Now()
+			time.AfterFunc(d.grace, c.kick)
+		}
+	case http.StateHijacked:
+		c.idle = false
+		c.leave()
+	}
+}
+
+// leave counts the connection out of those that speak HTTP/1. The caller holds
+// c.mu.
+func (c *conn) leave() {
+	if !c.other {
+		c.other = true
+		c.server.left()
+	}
+}
+
+func (c *conn) close() error {
+	err := c.raw.Close()
+	if c.server.gate.Remove(&c.entry) {
+		c.mu.Lock()
+		c.leave()
+		c.mu.Unlock()
+	}
+	return err
+}
+
+func (c *conn) setReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = t
+	if c.kicked && c.reading {
+		return nil // read sets it afterwards
+	}
+	return c.raw.SetReadDeadline(t)
+}
+
+func (c *conn) setDeadline(t time.Time) error {
+	if err := c.raw.SetWriteDeadline(t); err != nil {
+		return err
+	}
+	return c.setReadDeadline(t)
+}
+
+// The connection types embed the concrete ones, so that net/http and handlers
+// find all their methods: ReadFrom (sendfile), CloseWrite, SyscallConn, …
+
+type tcpConn struct {
+	*net.TCPConn
+	conn conn
+}
+
+func (c *tcpConn) Read(b []byte) (int, error)        { return c.conn.read(b) }
+func (c *tcpConn) Close() error                      { return c.conn.close() }
+func (c *tcpConn) SetDeadline(t time.Time) error     { return c.conn.setDeadline(t) }
+func (c *tcpConn) SetReadDeadline(t time.Time) error { return c.conn.setReadDeadline(t) }
+
+type unixConn struct {
+	*net.UnixConn
+	conn conn
+}
+
+func (c *unixConn) Read(b []byte) (int, error)        { return c.conn.read(b) }
+func (c *unixConn) Close() error                      { return c.conn.close() }
+func (c *unixConn) SetDeadline(t time.Time) error     { return c.conn.setDeadline(t) }
+func (c *unixConn) SetReadDeadline(t time.Time) error { return c.conn.setReadDeadline(t) }

@@ -1,0 +1,205 @@
+package gracehttp
+
+import (
+	"context"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// A drain is the time from the end of accepting to the server's end, or until
+// the successor fails. It decides about each connection that is idle.
+type drain struct {
+	server *server
+	grace  time.Duration // how long an idle connection stays open
+	mover  *mover        // nil: connections are finished here
+
+	// since is when clients were first told to go elsewhere: the start, or the
+	// moment when the successor has refused connections. Unix nanoseconds.
+	since atomic.Int64
+}
+
+// Drain implements handoff.Drainer.
+func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d := &drain{server: s, grace: s.app.idleGrace}
+	d.since.Store(time.Now().UnixNano())
+
+	// No new connections. Without a successor, those that the kernel has
+	// accepted already are served; with one, it serves them.
+	s.gate.Pause()
+	if to == nil {
+		d.grace = 0
+		handoff.Self().Accept(s.socket, nil)
+	} else if !s.tls && to.Moves() {
+		d.mover = newMover(s, to, d.refused)
+		go d.mover.run(ctx)
+	}
+	s.draining.Store(d)
+	if to == nil && handoff.Self().Origin() != handoff.Activated {
+		for _, c := range s.gate.Backlog() {
+			wrapped, core := s.wrap(c)
+			s.gate.Add(&core.entry)
+			s.admitted(core)
+			s.inject(wrapped)
+		}
+	}
+	if to == nil {
+		s.gate.Close()
+	}
+	if s == s.app.servers[0] {
+		for _, hook := range s.app.onDrain {
+			go hook()
+		}
+	}
+
+	// Idle connections move, or end after the grace time.
+	d.kickAll()
+	if d.mover == nil {
+		d.kickAfterGrace()
+	}
+	if err := d.waitHTTP1(ctx); err != nil {
+		return err
+	}
+
+	// What is left is hijacked or HTTP/2.
+	s.shutdown(ctx)
+	return s.gate.Wait(ctx)
+}
+
+// waitHTTP1 waits until no HTTP/1 connection is open, nor can still arrive from
+// our predecessor.
+func (d *drain) waitHTTP1(ctx context.Context) error {
+	var gone <-chan struct{}
+	if d.mover != nil {
+		gone = handoff.Self().PredecessorGone()
+	}
+	for gone != nil || d.server.http1.Load() > 0 {
+		select {
+		case <-gone:
+			gone = nil
+		case <-d.server.changed:
+		case <-ctx.Done():
+			if d.server.http1.Load() == 0 && ctx.Err() == context.DeadlineExceeded {
+				return nil // it is only the predecessor that takes longer
+			}
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// kickAll makes every idle connection look whether to end.
+func (d *drain) kickAll() {
+	for _, e := range d.server.gate.Entries() {
+		e.Conn.(*conn).kick()
+	}
+}
+
+// kickAfterGrace does so when the grace time is over.
+func (d *drain) kickAfterGrace() { time.AfterFunc(d.server.app.idleGrace, d.kickAll) }
+
+// moves reports whether connections go to the successor.
+func (d *drain) moves() bool { return d.mover != nil && !d.mover.refused.Load() }
+
+// refused is called when the successor takes no more connections.
+func (d *drain) refused(err error) {
+	d.since.Store(time.Now().UnixNano())
+	d.server.app.logf("%s: the successor takes no connections: %v; finishing them here", d.server.Addr(), err)
+	d.kickAfterGrace()
+}
+
+// settle moves an idle connection or, when it has been idle for the grace time
+// and nothing can be read from it, agrees to its end. It reports whether the
+// connection has ended here. The caller is the one that reads.
+func (d *drain) settle(c *conn, idleSince time.Time, grace time.Duration) bool {
+	if d.moves() {
+		if d.mover.offer(c) {
+			return true
+		}
+		if d.moves() {
+			return false // the drain was called off
+		}
+	}
+	since := time.Unix(0, d.since.Load())
+	if idleSince.After(since) {
+		since = idleSince
+	}
+	if time.Since(since) < grace {
+		return false
+	}
+	raw, err := c.raw.SyscallConn()
+	return err != nil || !hasInput(raw)
+}
+
+// A mover hands connections to the successor, in batches.
+type mover struct {
+	server  *server
+	to      *handoff.Successor
+	offers  chan offer
+	refused atomic.Bool
+	done    chan struct{}
+	onError func(error)
+}
+
+type offer struct {
+	conn  *conn
+	taken chan<- bool
+}
+
+func newMover(s *server, to *handoff.Successor, onError func(error)) *mover {
+	return &mover{server: s, to: to, offers: make(chan offer), done: make(chan struct{}), onError: onError}
+}
+
+// offer waits until the connection is the successor's, or is not and stays here.
+func (m *mover) offer(c *conn) bool {
+	taken := make(chan bool, 1)
+	select {
+	case m.offers <- offer{c, taken}:
+		return <-taken
+	case <-m.done:
+		return false
+	}
+}
+
+// run moves what is offered until ctx is done or a batch is refused.
+func (m *mover) run(ctx context.Context) {
+	defer close(m.done)
+	for {
+		var batch []offer
+		select {
+		case o := <-m.offers:
+			batch = append(batch, o)
+		case <-ctx.Done():
+			return
+		}
+		for more := true; more && len(batch) < handoff.MaxMove; {
+			select {
+			case o := <-m.offers:
+				batch = append(batch, o)
+			default:
+				more = false
+			}
+		}
+		conns := make([]syscall.Conn, len(batch))
+		for i, o := range batch {
+			conns[i] = o.conn.raw
+		}
+		err := m.to.Move(m.server.socket, conns)
+		if err != nil {
+			m.refused.Store(true)
+		}
+		for _, o := range batch {
+			o.taken <- err == nil
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				m.onError(err)
+			}
+			return
+		}
+	}
+}

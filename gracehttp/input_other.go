@@ -1,0 +1,16 @@
+//go:build !unix
+
+package gracehttp
+
+import (
+	"errors"
+	"syscall"
+)
+
+// waitReadable is for moved connections, and none move here.
+func waitReadable(raw syscall.RawConn) (readable bool, err error) {
+	return false, errors.ErrUnsupported
+}
+
+// hasInput is not known here: an idle connection is taken for idle.
+func hasInput(raw syscall.RawConn) bool { return false }

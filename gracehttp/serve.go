@@ -1,0 +1,233 @@
+// Package gracehttp serves HTTP and restarts without anyone noticing.
+//
+//	func main() {
+//		err := gracehttp.Serve(&http.Server{Addr: ":8080", Handler: handler})
+//		if err != nil {
+//			log.Fatal(err)
+//		}
+//	}
+//
+// SIGUSR2 restarts: the program is started anew, inherits the sockets, and takes
+// the open connections over, each between two requests, so that no client even
+// has to reconnect. SIGTERM and SIGINT stop: requests are finished, then Serve
+// returns. See package grace for what else happens on the way.
+//
+// Connections that cannot move (TLS, HTTP/2, hijacked ones) are finished here:
+// each answer tells the client not to send another request on that connection,
+// and one that stays idle for the grace time is closed. TLS clients resume their
+// sessions with the new process.
+package gracehttp
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/facebookgo/grace"
+	"github.com/facebookgo/grace/gracenet"
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// ErrNotServing is returned by Restart when Serve is not running.
+var ErrNotServing = errors.New("gracehttp: not serving")
+
+const (
+	defaultDrainTimeout = time.Minute
+	defaultIdleGrace    = 5 * time.Second
+)
+
+var (
+	verbose = flag.Bool("gracehttp.log", true, "Log serving, restarts and drains.")
+	logger  atomic.Pointer[log.Logger]
+	current atomic.Pointer[app]
+)
+
+// SetLogger chooses where Serve logs to. Nil means the standard logger, which
+// is the default. The flag -gracehttp.log=false turns logging off.
+func SetLogger(l *log.Logger) { logger.Store(l) }
+
+// An Option changes what ServeWithOptions does.
+type Option func(*app)
+
+// PreStartProcess calls hook before a successor is started. An error calls the
+// restart off.
+func PreStartProcess(hook func() error) Option {
+	return func(a *app) { a.process.PreStart = hook }
+}
+
+// StartTimeout is how long a successor may take until it is ready; one minute
+// by default. One that takes longer is killed, and this process serves on.
+func StartTimeout(d time.Duration) Option {
+	return func(a *app) { a.process.StartTimeout = d }
+}
+
+// DrainTimeout bounds how long open connections are waited for, after a handoff
+// and after a signal to stop; one minute by default. What is left then is
+// closed, and Serve returns an error.
+func DrainTimeout(d time.Duration) Option {
+	return func(a *app) { a.process.TermTimeout = d }
+}
+
+// IdleGrace is how long a connection that cannot move stays open for its
+// client's next request after a handoff; five seconds by default.
+func IdleGrace(d time.Duration) Option {
+	return func(a *app) { a.idleGrace = d }
+}
+
+// OnDrain calls hook, in a goroutine of its own, when a drain begins: it is time
+// for the owners of hijacked connections, such as WebSockets, to end them. The
+// hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
+// connections are left. It may be called again if a successor fails.
+func OnDrain(hook func()) Option {
+	return func(a *app) { a.onDrain = append(a.onDrain, hook) }
+}
+
+// An app is one call of Serve.
+type app struct {
+	process   grace.Process
+	net       gracenet.Net
+	idleGrace time.Duration
+	onDrain   []func()
+	servers   []*server
+}
+
+// Serve serves all the servers until the process is told to stop, or a successor
+// has taken over. Then it returns nil, when every request is answered and every
+// connection closed or moved. It returns an error if an address cannot be had:
+// nothing is left listening then. If one of the servers fails, the others are
+// drained first; http.ErrServerClosed says that the program has called its
+// Shutdown or Close.
+//
+// A server's Addr is as in net/http: empty means ":http", or ":https" with a
+// TLSConfig. "unix:/path" is a unix socket, and "systemd:NAME" a socket that
+// systemd hands over by this FileDescriptorName=. A server with a TLSConfig
+// serves TLS, and HTTP/2 with it, as http.Server.ServeTLS does.
+//
+// While it serves, Handler and ConnState of a server are Serve's own, and call
+// what was there before. So are the session ticket functions of a TLSConfig that
+// does not manage tickets by itself.
+func Serve(servers ...*http.Server) error {
+	return ServeWithOptions(servers)
+}
+
+// ServeWithOptions is Serve with options.
+func ServeWithOptions(servers []*http.Server, options ...Option) error {
+	a := &app{idleGrace: defaultIdleGrace}
+	a.process.TermTimeout = defaultDrainTimeout
+	for _, option := range options {
+		option(a)
+	}
+	a.process.Logger = logger.Load()
+	if !*verbose {
+		a.process.Logger = log.New(io.Discard, "", 0)
+	}
+	if err := a.listen(servers); err != nil {
+		return err
+	}
+	a.logServing()
+	current.Store(a)
+	defer current.CompareAndSwap(a, nil)
+	defer a.cut()
+	return a.process.Wait(a.listeners())
+}
+
+// Restart restarts what Serve serves, as SIGUSR2 does, and waits for the
+// outcome: nil when the successor is ready, or why there is none, as
+// grace.Process.Restart returns it. The request in whose handler it is called
+// is answered by this process.
+func Restart() error {
+	a := current.Load()
+	if a == nil {
+		return ErrNotServing
+	}
+	return a.process.Restart(a.listeners())
+}
+
+func (a *app) listeners() []grace.Listener {
+	listeners := make([]grace.Listener, len(a.servers))
+	for i, s := range a.servers {
+		listeners[i] = s
+	}
+	return listeners
+}
+
+// listen opens or inherits the socket of each server, or none.
+func (a *app) listen(servers []*http.Server) (err error) {
+	var sockets []socket
+	defer func() {
+		if err != nil {
+			for _, l := range sockets {
+				l.Close()
+			}
+		}
+	}()
+	var names []string
+	for _, srv := range servers {
+		network, addr := address(srv)
+		if err := checkTLS(srv); err != nil {
+			return fmt.Errorf("gracehttp: server %s: %w", addr, err)
+		}
+		l, err := a.net.Listen(network, addr)
+		if err != nil {
+			return fmt.Errorf("gracehttp: %w", err)
+		}
+		sockets = append(sockets, l.(socket))
+		names = append(names, network+" "+addr)
+	}
+	for i, srv := range servers {
+		a.servers = append(a.servers, newServer(a, srv, sockets[i], names[i]))
+	}
+	return nil
+}
+
+// address returns where a server wants to listen.
+func address(srv *http.Server) (network, addr string) {
+	if path, ok := strings.CutPrefix(srv.Addr, "unix:"); ok {
+		return "unix", path
+	}
+	switch {
+	case srv.Addr != "":
+		return "tcp", srv.Addr
+	case srv.TLSConfig != nil:
+		return "tcp", ":https"
+	default:
+		return "tcp", ":http"
+	}
+}
+
+// cut closes whatever is still open.
+func (a *app) cut() {
+	for _, s := range a.servers {
+		s.cut()
+	}
+}
+
+func (a *app) logf(format string, args ...any) {
+	l := a.process.Logger
+	if l == nil {
+		l = log.Default()
+	}
+	l.Printf(format, args...)
+}
+
+func (a *app) logServing() {
+	var addrs []string
+	for _, s := range a.servers {
+		addrs = append(addrs, s.Addr().String())
+	}
+	from := ""
+	switch handoff.Self().Origin() {
+	case handoff.Activated:
+		from = " on sockets from systemd"
+	case handoff.Succeeded, handoff.SucceededLegacy:
+		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().Parent())
+	}
+	a.logf("Serving %s with pid %d%s.", strings.Join(addrs, ", "), os.Getpid(), from)
+}

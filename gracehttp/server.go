@@ -1,0 +1,328 @@
+package gracehttp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// A socket is a listener that a successor can inherit.
+type socket interface {
+	net.Listener
+	syscall.Conn
+	File() (*os.File, error)
+	SetDeadline(time.Time) error
+}
+
+// A server is one http.Server on its listening socket. To grace.Process it is a
+// listener that accepts by itself and knows how to drain (handoff.Server).
+type server struct {
+	socket
+	app     *app
+	gate    *accept.Gate
+	user    *http.Server // as Serve was given it
+	tls     bool
+	handler http.Handler                   // the user's
+	state   func(net.Conn, http.ConnState) // the user's
+	proto   map[string]func(*http.Server, *tls.Conn, http.Handler)
+
+	draining atomic.Pointer[drain] // nil: not draining
+	http1    atomic.Int64          // open connections that are neither HTTP/2 nor hijacked
+	changed  chan struct{}         // http1 may have become 0
+
+	mu      sync.Mutex   // guards what follows
+	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
+	shut    bool         // we have called its Shutdown
+	parked  bool         // Serve waits for what follows on that
+	closed  bool
+	changes sync.Cond // of shut, parked or closed
+	moved   *movedListener
+}
+
+func newServer(a *app, srv *http.Server, l socket, name string) *server {
+	s := &server{
+		socket:  l,
+		app:     a,
+		gate:    accept.New(l),
+		user:    srv,
+		http:    srv,
+		tls:     srv.TLSConfig != nil,
+		handler: srv.Handler,
+		state:   srv.ConnState,
+		proto:   srv.TLSNextProto,
+		changed: make(chan struct{}, 1),
+	}
+	s.changes.L = &s.mu
+	srv.Handler = s
+	srv.ConnState = s.connState
+	if s.tls {
+		keepTickets(srv, name)
+	} else {
+		handoff.Self().Accept(l, s.take)
+	}
+	return s
+}
+
+// checkTLS finds what would make ServeTLS fail, while a predecessor still serves.
+func checkTLS(srv *http.Server) error {
+	c := srv.TLSConfig
+	if c != nil && len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
+		return errors.New("its TLSConfig has no certificate")
+	}
+	return nil
+}
+
+// ServeHTTP calls the user's handler. In a drain it tells the client that this
+// connection takes no more requests (on HTTP/2, net/http makes that a GOAWAY),
+// unless the connection will be moved.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if d := s.draining.Load(); d != nil && (r.ProtoMajor > 1 || !d.moves()) && r.Header["Upgrade"] == nil {
+		w.Header().Set("Connection", "close")
+	}
+	h := s.handler
+	if h == nil {
+		h = http.DefaultServeMux
+	}
+	h.ServeHTTP(w, r)
+}
+
+// connState follows the connections' states.
+func (s *server) connState(nc net.Conn, state http.ConnState) {
+	if c := coreOf(nc); c != nil {
+		c.setState(nc, state)
+	}
+	if s.state != nil {
+		s.state(nc, state)
+	}
+}
+
+// Serve implements handoff.Server.
+func (s *server) Serve() error {
+	for {
+		s.mu.Lock()
+		srv := s.http
+		s.mu.Unlock()
+		err := s.serveOn(srv, &httpListener{s})
+
+		s.mu.Lock()
+		ours := s.shut || s.closed
+		s.parked = true
+		s.changes.Broadcast()
+		for s.shut && !s.closed {
+			s.changes.Wait()
+		}
+		s.parked = false
+		closed := s.closed
+		s.mu.Unlock()
+		switch {
+		case closed:
+			return nil
+		case !ours:
+			return err
+		}
+		// The successor has failed after Shutdown: go on with a copy.
+	}
+}
+
+func (s *server) serveOn(srv *http.Server, l net.Listener) error {
+	if s.tls {
+		return srv.ServeTLS(l, "", "")
+	}
+	return srv.Serve(l)
+}
+
+// Accept implements net.Listener; it is called through httpListener.
+func (s *server) Accept() (net.Conn, error) {
+	c, err := s.gate.Accept()
+	if err != nil {
+		return nil, err
+	}
+	wrapped, core := s.wrap(c)
+	s.gate.Admit(&core.entry)
+	s.admitted(core)
+	return wrapped, nil
+}
+
+// admitted is called when a connection is in the book.
+func (s *server) admitted(c *conn) {
+	s.http1.Add(1)
+	if s.draining.Load() != nil {
+		c.kick()
+	}
+}
+
+// left is called when a connection is closed, or no longer speaks HTTP/1.
+func (s *server) left() {
+	if s.http1.Add(-1) == 0 {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Close ends the server. After Drain there is nothing left to wait for.
+func (s *server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.changes.Broadcast()
+	s.mu.Unlock()
+	return s.gate.Close()
+}
+
+// cut closes the server and all that is still open.
+func (s *server) cut() {
+	s.Close()
+	s.mu.Lock()
+	srv := s.http
+	s.mu.Unlock()
+	srv.Close()
+	for _, e := range s.gate.Entries() {
+		e.Conn.(*conn).raw.Close()
+	}
+}
+
+// Active implements handoff.Drainer.
+func (s *server) Active() (open int, oldest time.Time) { return s.gate.Active() }
+
+// An httpListener is what the http.Server has for a listener. Closing it ends
+// its Accept, but the socket stays open: it may be needed again.
+type httpListener struct{ *server }
+
+func (l *httpListener) Close() error {
+	l.gate.End()
+	return nil
+}
+
+// A movedListener brings connections to the http.Server that did not come
+// through the listening socket.
+type movedListener struct {
+	*server
+	conns chan net.Conn
+	ended chan struct{}
+	once  sync.Once
+}
+
+func (l *movedListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *movedListener) Close() error {
+	l.once.Do(func() { close(l.ended) })
+	return nil
+}
+
+// inject lets the http.Server serve a connection.
+func (s *server) inject(c net.Conn) {
+	s.mu.Lock()
+	l := s.moved
+	if l == nil {
+		l = &movedListener{server: s, conns: make(chan net.Conn), ended: make(chan struct{})}
+		s.moved = l
+		go s.serveOn(s.http, l)
+	}
+	s.mu.Unlock()
+	select {
+	case l.conns <- c:
+	case <-l.ended:
+		c.Close()
+	}
+}
+
+// take serves connections that the predecessor has handed over.
+func (s *server) take(conns []net.Conn) {
+	for _, c := range conns {
+		wrapped, core := s.wrap(c)
+		s.gate.Add(&core.entry)
+		s.admitted(core)
+		go s.park(wrapped, core)
+	}
+}
+
+// park holds a connection until its next request begins, so that the clocks of
+// ReadHeaderTimeout and ReadTimeout do not start before.
+func (s *server) park(c net.Conn, core *conn) {
+	idle := s.user.IdleTimeout
+	if idle == 0 {
+		idle = s.user.ReadTimeout
+	}
+	if idle > 0 {
+		core.setReadDeadline(time.Now().Add(idle))
+	}
+	if !core.awaitInput() {
+		c.Close()
+		return
+	}
+	core.setReadDeadline(time.Time{})
+	s.inject(c)
+}
+
+// shutdown lets net/http end HTTP/2 connections, and run the hooks that the user
+// has registered. No HTTP/1 connection may be open: a request that was just read
+// on one would go unanswered.
+func (s *server) shutdown(ctx context.Context) {
+	s.mu.Lock()
+	s.shut = true
+	srv := s.http
+	s.mu.Unlock()
+	go srv.Shutdown(ctx)
+	if srv != s.user {
+		go s.user.Shutdown(ctx)
+	}
+}
+
+// Resume implements handoff.Drainer.
+func (s *server) Resume() {
+	s.draining.Store(nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut {
+		// An http.Server that was shut down cannot serve again. It closes its
+		// listener, which ends the gate, before Serve is parked.
+		for !s.parked && !s.closed {
+			s.changes.Wait()
+		}
+		s.http = s.copyHTTP()
+		s.moved = nil
+		s.shut = false
+		s.changes.Broadcast()
+	}
+	s.gate.Resume()
+}
+
+func (s *server) copyHTTP() *http.Server {
+	u := s.user
+	return &http.Server{
+		Addr:                         u.Addr,
+		Handler:                      u.Handler,
+		DisableGeneralOptionsHandler: u.DisableGeneralOptionsHandler,
+		TLSConfig:                    u.TLSConfig,
+		ReadTimeout:                  u.ReadTimeout,
+		ReadHeaderTimeout:            u.ReadHeaderTimeout,
+		WriteTimeout:                 u.WriteTimeout,
+		IdleTimeout:                  u.IdleTimeout,
+		MaxHeaderBytes:               u.MaxHeaderBytes,
+		TLSNextProto:                 s.proto,
+		ConnState:                    u.ConnState,
+		ErrorLog:                     u.ErrorLog,
+		BaseContext:                  u.BaseContext,
+		ConnContext:                  u.ConnContext,
+		HTTP2:                        u.HTTP2,
+		Protocols:                    u.Protocols,
+	}
+}

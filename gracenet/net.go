@@ -1,0 +1,315 @@
+// Package gracenet provides the net.Listen family for a process that restarts:
+// each function returns the socket that the predecessor, or systemd, has handed
+// over for that address, or else opens it.
+//
+// What it returns is inherited by every successor of the process until it is
+// closed. Package gracehttp stands on it.
+package gracenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// startTimeout is how long a successor that StartProcess has started may take.
+const startTimeout = time.Minute
+
+// A Net listens. The zero value is ready to use, and all methods may be called
+// from several goroutines. All Nets of a process share what was inherited.
+//
+// An inherited socket is found by the network and address that it was asked for
+// in the predecessor, so that port 0 keeps its port; or else by what it is bound
+// to, where all forms of the unspecified address (":80", "0.0.0.0:80",
+// "[::]:80") are the same one. Networks tcp4 and tcp6 get sockets of their
+// family only. Each inherited socket is given out once. Those that nobody has
+// asked for are closed when the process says that it is ready.
+type Net struct {
+	// ListenConfig is used for sockets that are opened here. Inherited ones are
+	// as the predecessor has opened them.
+	ListenConfig net.ListenConfig
+}
+
+// Listen is net.Listen for stream sockets: network must be "tcp", "tcp4",
+// "tcp6", "unix" or "unixpacket". An address "systemd:NAME" is the first socket
+// from systemd with this FileDescriptorName=, whatever network it is of.
+//
+// A unix socket's file stays over restarts and is removed by the last process;
+// one that a killed process has left behind is replaced.
+func (n *Net) Listen(network, address string) (net.Listener, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix", "unixpacket":
+	default:
+		return nil, listenError(network, address, net.UnknownNetworkError(network))
+	}
+	s, err := n.socket(handoff.Listener, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return s.Listener(), nil
+}
+
+// ListenTCP is net.ListenTCP: network must be "tcp", "tcp4" or "tcp6", and a nil
+// address is ":0".
+func (n *Net) ListenTCP(network string, laddr *net.TCPAddr) (*net.TCPListener, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+	default:
+		return nil, listenError(network, laddr.String(), net.UnknownNetworkError(network))
+	}
+	if laddr == nil {
+		laddr = &net.TCPAddr{}
+	}
+	l, err := n.Listen(network, laddr.String())
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
+}
+
+// ListenUnix is net.ListenUnix: network must be "unix" or "unixpacket".
+func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener, error) {
+	switch {
+	case network != "unix" && network != "unixpacket":
+		return nil, listenError(network, laddr.String(), net.UnknownNetworkError(network))
+	case laddr == nil:
+		return nil, listenError(network, "", &net.AddrError{Err: "missing address"})
+	}
+	l, err := n.Listen(network, laddr.Name)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// ListenPacket is net.ListenPacket for "udp", "udp4", "udp6" and "unixgram".
+// Successors share the socket from their start on: until this process closes its
+// own, each datagram reaches one of them.
+func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
+	switch network {
+	case "udp", "udp4", "udp6", "unixgram":
+	default:
+		return nil, listenError(network, address, net.UnknownNetworkError(network))
+	}
+	s, err := n.socket(handoff.Packet, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := s.PacketConn().(*net.UnixConn); ok && !s.Activated {
+		return &unixgramConn{UnixConn: c}, nil
+	}
+	return s.PacketConn(), nil
+}
+
+// AddFile lets a copy of f travel to all successors under this name; they find
+// it with File. It replaces another of that name. f stays the caller's.
+func (n *Net) AddFile(name string, f *os.File) error {
+	dup, err := dupFile(f)
+	if err != nil {
+		return fmt.Errorf("gracenet: adding file %q: %w", name, err)
+	}
+	g := handoff.Self()
+	same := func(s *handoff.Socket) bool { return s.Kind == handoff.File && s.Name == name }
+	g.Take(same)
+	for _, s := range g.Remove(same) {
+		s.File().Close()
+	}
+	g.Add(&handoff.Socket{Kind: handoff.File, Name: name, Open: dup})
+	return nil
+}
+
+// File returns a copy of the file that was added under this name, here or by a
+// predecessor. The copy is the caller's. The error is fs.ErrNotExist if there is
+// none.
+func (n *Net) File(name string) (*os.File, error) {
+	g := handoff.Self()
+	same := func(s *handoff.Socket) bool { return s.Kind == handoff.File && s.Name == name }
+	s := g.Find(same)
+	if s == nil {
+		s = g.Take(same)
+	}
+	if s == nil {
+		return nil, fmt.Errorf("gracenet: file %q: %w", name, fs.ErrNotExist)
+	}
+	f, err := dupFile(s.File())
+	if err != nil {
+		return nil, fmt.Errorf("gracenet: file %q: %w", name, err)
+	}
+	return f, nil
+}
+
+// StartProcess starts a successor with all sockets and files of this process,
+// and returns its process id at once. When the successor is ready this process
+// gets SIGTERM, if it does not run grace.Wait or gracehttp.Serve, which take care
+// by themselves. A successor that is not ready within a minute, or ends before,
+// is logged and gone.
+func (n *Net) StartProcess() (int, error) {
+	s, err := handoff.Self().Start(nil)
+	if err != nil {
+		return 0, fmt.Errorf("gracenet: %w", err)
+	}
+	go func() {
+		if err := s.HandOver(startTimeout); err != nil {
+			log.Printf("restart failed: %v; still serving with pid %d", err, os.Getpid())
+		}
+	}()
+	return s.Pid, nil
+}
+
+// socket returns an inherited socket, or opens one.
+func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socket, error) {
+	g := handoff.Self()
+	if err := g.Err(); err != nil {
+		return nil, listenError(network, address, fmt.Errorf("inheriting sockets: %w", err))
+	}
+
+	// By name.
+	if name, ok := strings.CutPrefix(address, "systemd:"); ok {
+		s := g.Take(func(s *handoff.Socket) bool { return s.Kind == kind && s.Name == name })
+		if s == nil {
+			return nil, listenError(network, address, fmt.Errorf("no %s of this name was handed over: %w", kind, fs.ErrNotExist))
+		}
+		return s, nil
+	}
+	// By what was asked for.
+	s := g.Take(func(s *handoff.Socket) bool {
+		return s.Kind == kind && s.Network == network && s.Address == address
+	})
+	if s != nil {
+		return s, nil
+	}
+	// By what it is bound to.
+	matches, err := matcher(network, address)
+	if err != nil {
+		return nil, listenError(network, address, err)
+	}
+	s = g.Take(func(s *handoff.Socket) bool { return s.Kind == kind && matches(s.Addr()) })
+	if s != nil {
+		return s, nil
+	}
+
+	// A new one.
+	s = &handoff.Socket{Kind: kind, Network: network, Address: address}
+	if err := n.open(s); err != nil {
+		return nil, err
+	}
+	g.Add(s)
+	return s, nil
+}
+
+// open opens the socket, in place of a unix socket that nobody listens on any
+// more if need be.
+func (n *Net) open(s *handoff.Socket) error {
+	err := n.listen(s)
+	if errors.Is(err, syscall.EADDRINUSE) && strings.HasPrefix(s.Network, "unix") && removeStale(s.Network, s.Address) {
+		err = n.listen(s)
+	}
+	return err
+}
+
+func (n *Net) listen(s *handoff.Socket) error {
+	if s.Kind == handoff.Packet {
+		c, err := n.ListenConfig.ListenPacket(context.Background(), s.Network, s.Address)
+		if err == nil {
+			s.Open = c
+		}
+		return err
+	}
+	l, err := n.ListenConfig.Listen(context.Background(), s.Network, s.Address)
+	if err == nil {
+		s.Open = l
+	}
+	return err
+}
+
+// removeStale removes the file of a unix socket that refuses connections, and
+// reports whether it did. One that accepts them is somebody's.
+func removeStale(network, path string) bool {
+	before, err := os.Lstat(path)
+	if err != nil || before.Mode()&fs.ModeSocket == 0 {
+		return false
+	}
+	c, err := net.Dial(network, path)
+	if err == nil {
+		c.Close()
+		return false
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return false
+	}
+	// Another process may have replaced it meanwhile.
+	after, err := os.Lstat(path)
+	return err == nil && os.SameFile(before, after) && os.Remove(path) == nil
+}
+
+// matcher returns a function that reports whether a socket bound to an address
+// serves for the one asked for.
+func matcher(network, address string) (func(net.Addr) bool, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		want, err := net.ResolveTCPAddr(network, address)
+		if err != nil {
+			return nil, err
+		}
+		return func(a net.Addr) bool {
+			is, ok := a.(*net.TCPAddr)
+			return ok && sameEndpoint(network, want.IP, is.IP, want.Port, is.Port, want.Zone, is.Zone)
+		}, nil
+	case "udp", "udp4", "udp6":
+		want, err := net.ResolveUDPAddr(network, address)
+		if err != nil {
+			return nil, err
+		}
+		return func(a net.Addr) bool {
+			is, ok := a.(*net.UDPAddr)
+			return ok && sameEndpoint(network, want.IP, is.IP, want.Port, is.Port, want.Zone, is.Zone)
+		}, nil
+	default:
+		return func(a net.Addr) bool {
+			is, ok := a.(*net.UnixAddr)
+			return ok && address != "" && is.Net == network && is.Name == address
+		}, nil
+	}
+}
+
+// sameEndpoint reports whether a socket bound to is serves for want, which was
+// asked for on this network.
+func sameEndpoint(network string, want, is net.IP, wantPort, isPort int, wantZone, isZone string) bool {
+	if wantPort == 0 || wantPort != isPort {
+		return false
+	}
+	isV4 := is.To4() != nil
+	if strings.HasSuffix(network, "4") && !isV4 || strings.HasSuffix(network, "6") && isV4 {
+		return false
+	}
+	if len(want) == 0 || want.IsUnspecified() {
+		return is.IsUnspecified()
+	}
+	return want.Equal(is) && wantZone == isZone
+}
+
+func listenError(network, address string, err error) error {
+	return &net.OpError{Op: "listen", Net: network, Err: fmt.Errorf("%s: %w", address, err)}
+}
+
+// A unixgramConn removes its path when it is closed, unless a successor has it.
+type unixgramConn struct{ *net.UnixConn }
+
+func (c *unixgramConn) Close() error {
+	if path := c.LocalAddr().String(); path != "" && path[0] != '@' && !handoff.Self().Passed() {
+		// As net.UnixListener does: first the path, then the socket.
+		if raw, err := c.SyscallConn(); err == nil && raw.Control(func(uintptr) {}) == nil {
+			os.Remove(path)
+		}
+	}
+	return c.UnixConn.Close()
+}

@@ -1,0 +1,211 @@
+//go:build unix
+
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// sendTimeout bounds how long a peer that does not read can hold up a sender.
+const sendTimeout = 10 * time.Second
+
+// A control is one end of the socket pair between two generations. Any
+// goroutine may send; one receives.
+type control struct {
+	conn *net.UnixConn
+
+	mu sync.Mutex // one message at a time
+}
+
+// newControl takes the descriptor of a connected unix stream socket over.
+func newControl(fd int) (*control, error) {
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		syscall.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(fd), "control socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok || uc.LocalAddr().Network() != "unix" {
+		c.Close()
+		return nil, fmt.Errorf("descriptor %d is not a unix stream socket", fd)
+	}
+	return &control{conn: uc}, nil
+}
+
+// controlPair returns our end of a new socket pair, and the descriptor of the
+// other end, which is the caller's to close.
+func controlPair() (*control, int, error) {
+	syscall.ForkLock.RLock()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fds[0])
+		syscall.CloseOnExec(fds[1])
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return nil, 0, os.NewSyscallError("socketpair", err)
+	}
+	c, err := newControl(fds[0])
+	if err != nil {
+		syscall.Close(fds[1])
+		return nil, 0, err
+	}
+	return c, fds[1], nil
+}
+
+// send writes one message; the descriptors stay the caller's.
+func (c *control) send(k kind, body any, fds ...int) error {
+	b, err := encode(k, body, len(fds))
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = syscall.UnixRights(fds...)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
+	for rest := b; len(rest) > 0; {
+		n, _, err := c.conn.WriteMsgUnix(rest, rights, nil)
+		if err != nil {
+			if len(rest) < len(b) {
+				c.shutdown() // half a message: nothing that follows could be read
+			}
+			return err
+		}
+		rest, rights = rest[n:], nil
+	}
+	return nil
+}
+
+// receive waits for one message. It never reads past the end of it, so that
+// descriptors cannot be taken for those of another message. The error is
+// io.EOF when the other end is closed.
+func (c *control) receive() (*message, error) {
+	r := &rightsReader{conn: c.conn}
+	m, err := readMessage(r)
+	if err != nil {
+		closeAll(r.fds)
+		return nil, err
+	}
+	m.truncated = r.truncated || len(r.fds) != m.announced
+	m.fds = r.fds
+	return m.message, nil
+}
+
+type announcedMessage struct {
+	*message
+	announced int // descriptors, by the header
+}
+
+// readMessage reads a header and the body that it announces.
+func readMessage(r io.Reader) (announcedMessage, error) {
+	var header [headerSize]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return announcedMessage{}, err
+	}
+	k, n, fds, err := parseHeader(header)
+	if err != nil {
+		return announcedMessage{}, err
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return announcedMessage{}, fmt.Errorf("control message of kind %d, %d bytes: %w", k, n, io.ErrUnexpectedEOF)
+	}
+	return announcedMessage{&message{kind: k, body: body}, fds}, nil
+}
+
+func (c *control) close() error { return c.conn.Close() }
+
+// shutdown lets neither side send any more; what has arrived can still be
+// received. So a message either reaches the other side, or its sender learns
+// that it did not.
+func (c *control) shutdown() {
+	if raw, err := c.conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
+	}
+}
+
+// A rightsReader reads a unix socket and collects the descriptors that come
+// with the bytes.
+type rightsReader struct {
+	conn      *net.UnixConn
+	fds       []int
+	truncated bool
+}
+
+func (r *rightsReader) Read(b []byte) (int, error) {
+	oob := make([]byte, syscall.CmsgSpace(4*maxFDs))
+	n, oobn, flags, _, err := r.conn.ReadMsgUnix(b, oob)
+	if oobn > 0 {
+		fds, perr := parseRights(oob[:oobn])
+		r.fds = append(r.fds, fds...)
+		if err == nil {
+			err = perr
+		}
+	}
+	if flags&syscall.MSG_CTRUNC != 0 {
+		r.truncated = true
+	}
+	if n == 0 && err == nil && len(b) > 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func parseRights(oob []byte) ([]int, error) {
+	msgs, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for i := range msgs {
+		fds, err := syscall.ParseUnixRights(&msgs[i])
+		if err != nil {
+			return all, err
+		}
+		all = append(all, fds...)
+	}
+	return all, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		syscall.Close(fd)
+	}
+}
+
+// withFDs calls f with the descriptors of conns, which stay open meanwhile.
+// Neither a copy is made nor, as (*os.File).Fd would, the socket switched to
+// blocking mode for everybody who shares it.
+func withFDs(conns []syscall.Conn, f func(fds []int) error) error {
+	var hold func(i int, fds []int) error
+	hold = func(i int, fds []int) error {
+		if i == len(conns) {
+			return f(fds)
+		}
+		raw, err := conns[i].SyscallConn()
+		if err != nil {
+			return err
+		}
+		var inner error
+		err = raw.Control(func(fd uintptr) {
+			inner = hold(i+1, append(fds, int(fd)))
+		})
+		return errors.Join(err, inner)
+	}
+	return hold(0, make([]int, 0, len(conns)))
+}

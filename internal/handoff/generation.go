@@ -1,0 +1,214 @@
+// Package handoff is how the generations of a process talk: the descriptors
+// and variables that a successor inherits, and the control socket over which
+// it says that it is ready and takes open connections over. It knows nothing
+// of the protocols spoken on them.
+package handoff
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	// ErrUnderWay is returned by Start while another successor starts or
+	// serves.
+	ErrUnderWay = errors.New("a restart is already under way")
+
+	errStopping = errors.New("this process is stopping")
+
+	// ErrGivenUp is returned by Ready when the predecessor no longer waits: it
+	// serves on, and the sockets are its.
+	ErrGivenUp = errors.New("the predecessor has given up waiting for this process to be ready, and serves on")
+)
+
+// A Generation is this process as one of the chain that serves the same
+// sockets. All methods may be called from several goroutines.
+type Generation struct {
+	origin Origin
+	err    error // what was wrong with what we were told to inherit
+	ppid   int   // when we started
+	pool   pool
+
+	predecessor *control      // nil unless Succeeded
+	gone        chan struct{} // closed when the predecessor has ended
+	givenUp     atomic.Bool   // it no longer waits for us
+	states      map[string][]byte
+
+	ready    sync.Once
+	readyErr error
+
+	mu        sync.Mutex // guards what follows
+	successor *Successor // starting or serving
+	receivers map[int]func([]net.Conn)
+	providers map[string]func() []byte
+	onReady   func(*Successor)
+	onStatus  func(string)
+	refusal   error // why no successor may be started
+	logger    *log.Logger
+}
+
+// Self returns this process's generation. The first call reads the environment
+// and takes the inherited descriptors over.
+var Self = sync.OnceValue(func() *Generation {
+	g := newGeneration()
+	g.load()
+	return g
+})
+
+func newGeneration() *Generation {
+	gone := make(chan struct{})
+	close(gone)
+	return &Generation{
+		ppid:      os.Getppid(),
+		gone:      gone,
+		states:    map[string][]byte{},
+		receivers: map[int]func([]net.Conn){},
+		providers: map[string]func() []byte{},
+	}
+}
+
+// Origin returns where this process comes from.
+func (g *Generation) Origin() Origin { return g.origin }
+
+// Parent returns the process id of whoever started this process.
+func (g *Generation) Parent() int { return g.ppid }
+
+// Err returns what was wrong with what the process was told to inherit.
+// Nothing is inherited then.
+func (g *Generation) Err() error { return g.err }
+
+// Take gives out the first inherited socket that match accepts and nobody has
+// asked for yet, or nil. It goes on travelling until it is closed.
+func (g *Generation) Take(match func(*Socket) bool) *Socket { return g.pool.take(match) }
+
+// Find returns the first socket in use that match accepts, or nil.
+func (g *Generation) Find(match func(*Socket) bool) *Socket { return g.pool.find(match) }
+
+// Add lets a socket that was opened here travel to successors until it is
+// closed.
+func (g *Generation) Add(s *Socket) { g.pool.add(s) }
+
+// Remove lets the sockets that match accepts stay here, and returns them.
+func (g *Generation) Remove(match func(*Socket) bool) []*Socket { return g.pool.remove(match) }
+
+// Passed reports whether a successor has the sockets, so that their paths are
+// not for us to remove.
+func (g *Generation) Passed() bool {
+	g.pool.mu.Lock()
+	defer g.pool.mu.Unlock()
+	return g.pool.passed
+}
+
+// State returns what the predecessor provided under this name, or nil.
+func (g *Generation) State(name string) []byte { return g.states[name] }
+
+// Provide calls f for the state that a successor shall find under this name
+// when it is started. It reaches the successor over the control socket: never
+// a disk, never the environment.
+func (g *Generation) Provide(name string, f func() []byte) {
+	g.mu.Lock()
+	g.providers[name] = f
+	g.mu.Unlock()
+}
+
+// Accept calls take with the connections of a listener that the predecessor
+// hands over; they are the receiver's then. A nil take refuses them.
+func (g *Generation) Accept(l net.Listener, take func([]net.Conn)) {
+	s := g.Find(func(s *Socket) bool { return s.Open == l })
+	if s == nil || s.index < 0 {
+		return // opened here: the predecessor does not know it
+	}
+	g.mu.Lock()
+	if take != nil {
+		g.receivers[s.index] = take
+	} else {
+		delete(g.receivers, s.index)
+	}
+	g.mu.Unlock()
+}
+
+// PredecessorGone is closed once no predecessor is left that could still hand
+// connections over.
+func (g *Generation) PredecessorGone() <-chan struct{} { return g.gone }
+
+// OnReady calls f, instead of sending SIGTERM to this process, when a
+// successor becomes ready; nil undoes it.
+func (g *Generation) OnReady(f func(*Successor)) {
+	g.mu.Lock()
+	g.onReady = f
+	g.mu.Unlock()
+}
+
+// OnStatus calls f when the predecessor tells how its drain goes.
+func (g *Generation) OnStatus(f func(string)) {
+	g.mu.Lock()
+	g.onStatus = f
+	g.mu.Unlock()
+}
+
+// SetLogger chooses where failures go that have no caller to return to.
+func (g *Generation) SetLogger(l *log.Logger) {
+	g.mu.Lock()
+	g.logger = l
+	g.mu.Unlock()
+}
+
+func (g *Generation) logf(format string, args ...any) {
+	g.mu.Lock()
+	l := g.logger
+	g.mu.Unlock()
+	if l == nil {
+		l = log.Default()
+	}
+	l.Printf(format, args...)
+}
+
+// Starting returns the successor that is starting or serving, or nil.
+func (g *Generation) Starting() *Successor {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.successor
+}
+
+// Stop lets no successor be started any more, and gives one up that is not
+// ready. Stop(false) allows it again.
+func (g *Generation) Stop(stop bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refusal = nil
+	if stop {
+		g.refusal = errStopping
+		if g.successor != nil {
+			g.successor.giveUp()
+		}
+	}
+}
+
+// A Drainer is a listener that can do more than close.
+type Drainer interface {
+	// Drain stops accepting and returns when no connection is left, or ctx is
+	// done. With a successor, it hands over what can be handed over, and Resume
+	// may follow; without one it is the end.
+	Drain(ctx context.Context, to *Successor) error
+	// Resume undoes Drain: connections are accepted again.
+	Resume()
+	// Active returns how many connections are open, and since when the oldest.
+	Active() (open int, oldest time.Time)
+}
+
+// A Server is a Drainer that does the accepting itself.
+type Server interface {
+	Drainer
+	// Serve accepts and serves connections. It returns nil after Drain and
+	// Close, else why it cannot go on.
+	Serve() error
+}
+
+// Discard closes all inherited sockets that nobody has asked for.
+func (g *Generation) Discard() { g.pool.closeUnused() }

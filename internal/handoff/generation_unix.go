@@ -1,0 +1,369 @@
+//go:build unix
+
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// stateTimeout bounds the wait for a predecessor's words about the sockets. It
+// says them right after starting us.
+const stateTimeout = 10 * time.Second
+
+// inherited is the number of announced descriptors, from firstFD on, that were
+// open when the process started; they are close-on-exec from then on.
+var inherited = closeOnExec()
+
+// closeOnExec looks at the descriptors that were announced to the process. One
+// that was inherited is not close-on-exec (exec would have closed it), one of
+// the Go runtime's own is: so a number too large never reaches beyond what was
+// inherited.
+func closeOnExec() int {
+	announced, _ := strconv.Atoi(os.Getenv(envFDs))
+	if os.Getenv(envControl) != "" {
+		announced++ // it comes right after the sockets
+	}
+	for n := range max(announced, 0) {
+		fd := firstFD + n
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+		if errno != 0 || flags&syscall.FD_CLOEXEC != 0 {
+			return n
+		}
+		syscall.CloseOnExec(fd)
+	}
+	return max(announced, 0)
+}
+
+// earlyControl is the control socket. It is opened, and the predecessor told
+// that we speak its protocol, before main starts: a predecessor that does not
+// hear it takes SIGTERM for the word of a successor built on facebookgo/grace.
+var earlyControl, earlyControlErr = openControl()
+
+func openControl() (*control, error) {
+	v := os.Getenv(envControl)
+	if v == "" {
+		return nil, nil
+	}
+	defer os.Unsetenv(envControl)
+	fd, err := strconv.Atoi(v)
+	if err != nil || fd < firstFD || fd >= firstFD+inherited {
+		return nil, fmt.Errorf("%s=%q is not an inherited descriptor", envControl, v)
+	}
+	c, err := newControl(fd)
+	if err != nil {
+		return nil, fmt.Errorf("%s=%q: %w", envControl, v, err)
+	}
+	if err := c.send(kindHello, helloBody{Moves: true}); err != nil {
+		// The predecessor has ended meanwhile. Its sockets are still ours.
+		if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+			c.close()
+			return nil, fmt.Errorf("%s=%q: %w", envControl, v, err)
+		}
+	}
+	return c, nil
+}
+
+// load reads what we were told to inherit. On an error nothing is.
+func (g *Generation) load() {
+	getenv := func(name string) string {
+		if name == envControl && earlyControl != nil {
+			return strconv.Itoa(firstFD) // it is open already; any descriptor will do
+		}
+		return os.Getenv(name)
+	}
+	if earlyControlErr != nil {
+		clearEnv()
+		g.err = earlyControlErr
+		return
+	}
+	a, err := readEnv(getenv, os.Getpid(), func() bool { return sameProgram(g.ppid) })
+	if err != nil {
+		clearEnv()
+		g.err = err
+		return
+	}
+	if a.origin == Fresh {
+		return
+	}
+	clearEnv()
+	if err := g.inherit(a, inherited); err != nil {
+		g.err = err
+		g.pool.closeUnused()
+	}
+}
+
+// inherit turns the announced descriptors, of which open are, into sockets.
+func (g *Generation) inherit(a announcement, open int) error {
+	if a.count > open {
+		for n := range open {
+			syscall.Close(firstFD + n)
+		}
+		return fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+open)
+	}
+	for i := range a.count {
+		s := &Socket{Activated: a.origin == Activated, index: i}
+		if len(a.names) == a.count {
+			s.Name = a.names[i]
+		}
+		s.open(firstFD + i)
+		g.pool.unused = append(g.pool.unused, s)
+	}
+	g.origin = a.origin
+	if a.origin != Succeeded {
+		return nil
+	}
+	g.predecessor = earlyControl
+	g.gone = make(chan struct{})
+	if err := g.receiveState(); err != nil {
+		// The sockets are here and work. Only what was asked for them is
+		// unknown, and they can be found by what they are bound to.
+		g.logf("grace: what the predecessor has to say is not known: %v; serving its sockets all the same", err)
+	}
+	go g.receive()
+	return nil
+}
+
+// open takes a descriptor over and makes of it what it is.
+func (s *Socket) open(fd int) {
+	name := s.Name
+	if name == "" {
+		name = "descriptor " + strconv.Itoa(fd)
+	}
+	listening, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
+	if err == nil {
+		// A stranger that shares the socket may have made it blocking.
+		syscall.SetNonblock(fd, true)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	s.Kind, s.Open = File, f
+	if err != nil {
+		return
+	}
+	if listening != 0 {
+		if l, err := net.FileListener(f); err == nil {
+			s.Kind, s.Open = Listener, l
+		}
+	} else if typ, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_TYPE); err == nil && typ == syscall.SOCK_DGRAM {
+		if c, err := net.FilePacketConn(f); err == nil {
+			s.Kind, s.Open = Packet, c
+		}
+	}
+	if s.Kind != File {
+		f.Close()
+	}
+}
+
+// Describe says in words what a socket is, for an error.
+func (s *Socket) Describe() string {
+	what := string(s.Kind)
+	switch s.Kind {
+	case Listener:
+		what = "a listening socket"
+	case Packet:
+		what = "a datagram socket"
+	case File:
+		what = "a file"
+		if info, err := s.File().Stat(); err != nil {
+			what = err.Error()
+		} else if info.Mode()&os.ModeSocket != 0 {
+			what = "a socket that does not listen"
+		} else if info.Mode()&os.ModeNamedPipe != 0 {
+			what = "a pipe"
+		} else if info.Mode()&os.ModeDevice != 0 {
+			what = "a device"
+		} else if info.IsDir() {
+			what = "a directory"
+		}
+	}
+	return what
+}
+
+// Descriptor returns the number under which the socket was inherited, or -1.
+func (s *Socket) Descriptor() int {
+	if s.index < 0 {
+		return -1
+	}
+	return firstFD + s.index
+}
+
+// receiveState waits for the predecessor's words about what we inherit.
+func (g *Generation) receiveState() error {
+	g.predecessor.conn.SetReadDeadline(time.Now().Add(stateTimeout))
+	defer g.predecessor.conn.SetReadDeadline(time.Time{})
+	listener := 0
+	for {
+		m, err := g.predecessor.receive()
+		if err != nil {
+			return err
+		}
+		switch m.kind {
+		case kindSocket:
+			var b socketBody
+			if err := m.decode(&b); err != nil {
+				closeAll(m.fds)
+				return err
+			}
+			if b.Kind != Listener {
+				for _, fd := range m.fds {
+					s := &Socket{Network: b.Network, Address: b.Address, Name: b.Name, Activated: b.Activated, index: -1}
+					s.open(fd)
+					g.pool.unused = append(g.pool.unused, s)
+				}
+				continue
+			}
+			if listener < len(g.pool.unused) && g.pool.unused[listener].index == listener {
+				s := g.pool.unused[listener]
+				s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+			}
+			listener++
+		case kindState:
+			var b stateBody
+			if err := m.decode(&b); err != nil {
+				return err
+			}
+			g.states[b.Name] = b.Value
+		case kindBegin:
+			return nil
+		}
+		if m.kind != kindSocket {
+			closeAll(m.fds)
+		}
+	}
+}
+
+// receive serves what the predecessor sends until it ends.
+func (g *Generation) receive() {
+	defer close(g.gone)
+	for {
+		m, err := g.predecessor.receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, net.ErrClosed) {
+				g.logf("grace: control socket of the predecessor: %v; no more connections are taken over", err)
+			}
+			g.predecessor.close()
+			return
+		}
+		switch m.kind {
+		case kindConns:
+			g.takeConns(m)
+		case kindStatus:
+			var b statusBody
+			g.mu.Lock()
+			f := g.onStatus
+			g.mu.Unlock()
+			if m.decode(&b) == nil && f != nil {
+				f(b.Text)
+			}
+			closeAll(m.fds)
+		case kindGiveUp:
+			g.givenUp.Store(true)
+			closeAll(m.fds)
+		default:
+			closeAll(m.fds)
+		}
+	}
+}
+
+// takeConns takes a batch of connections over, or refuses all of it.
+func (g *Generation) takeConns(m *message) {
+	var b connsBody
+	if err := m.decode(&b); err != nil {
+		closeAll(m.fds)
+		return // the predecessor hears nothing, and keeps them
+	}
+	g.mu.Lock()
+	take := g.receivers[b.Listener]
+	g.mu.Unlock()
+
+	var conns []net.Conn
+	var err error
+	switch {
+	case take == nil:
+		err = fmt.Errorf("nobody serves listener %d any more", b.Listener)
+		closeAll(m.fds)
+	case m.truncated:
+		err = fmt.Errorf("descriptors were lost on the way: %w", syscall.EMFILE)
+		closeAll(m.fds)
+	default:
+		conns, err = fileConns(m.fds)
+	}
+	if err != nil {
+		g.predecessor.send(kindTaken, takenBody{Batch: b.Batch, Error: err.Error()})
+		return
+	}
+	// They are ours only once the predecessor can know.
+	if err := g.predecessor.send(kindTaken, takenBody{Batch: b.Batch}); err != nil {
+		for _, c := range conns {
+			c.Close()
+		}
+		return
+	}
+	take(conns)
+}
+
+// fileConns makes connections of descriptors, of all or of none. It owns them.
+func fileConns(fds []int) (conns []net.Conn, err error) {
+	for _, fd := range fds {
+		if err != nil {
+			syscall.Close(fd)
+			continue
+		}
+		syscall.SetNonblock(fd, true)
+		f := os.NewFile(uintptr(fd), "")
+		var c net.Conn
+		if c, err = net.FileConn(f); err == nil {
+			conns = append(conns, c)
+		}
+		f.Close()
+	}
+	if err != nil {
+		for _, c := range conns {
+			c.Close()
+		}
+		return nil, err
+	}
+	return conns, nil
+}
+
+// Ready tells the predecessor that we serve, once; later calls return what the
+// first did. What was inherited and never asked for is closed.
+func (g *Generation) Ready() error {
+	g.ready.Do(func() {
+		switch g.origin {
+		case Succeeded:
+			if err := g.predecessor.send(kindReady, nil); err != nil {
+				<-g.gone // all that it had to say is read
+				if g.givenUp.Load() {
+					g.readyErr = ErrGivenUp
+					return
+				}
+				g.logf("grace: the predecessor ended before we were ready; serving on")
+			}
+		case SucceededLegacy:
+			// Not if it has ended, and its number belongs to another.
+			if os.Getppid() == g.ppid && sameProgram(g.ppid) {
+				if err := syscall.Kill(g.ppid, syscall.SIGTERM); err != nil {
+					g.readyErr = fmt.Errorf("telling the predecessor, pid %d, that we are ready: %w", g.ppid, err)
+				}
+			}
+		}
+		g.pool.closeUnused()
+		g.pool.keepPaths(false)
+	})
+	return g.readyErr
+}
+
+// StepDown tells a predecessor that still drains not to take over again when
+// we end: we were told to, or have a successor of our own.
+func (g *Generation) StepDown() {
+	if g.predecessor != nil {
+		g.predecessor.send(kindStepDown, nil)
+	}
+}

@@ -1,0 +1,49 @@
+//go:build !unix
+
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// MaxMove is how many connections fit in one batch.
+const MaxMove = 1
+
+// A Successor cannot exist where descriptors are not inherited.
+type Successor struct {
+	Pid     int
+	Started time.Time
+}
+
+type control struct{}
+
+func (g *Generation) load() {}
+
+func (g *Generation) Ready() error { return nil }
+
+func (g *Generation) StepDown() {}
+
+// Start returns an error that is errors.ErrUnsupported.
+func (g *Generation) Start([]net.Listener) (*Successor, error) {
+	return nil, fmt.Errorf("handing sockets over on %s: %w", runtime.GOOS, errors.ErrUnsupported)
+}
+
+func (s *Socket) Describe() string { return string(s.Kind) }
+
+func (s *Socket) Descriptor() int { return -1 }
+
+func (s *Successor) TakeBack()                               {}
+func (s *Successor) giveUp()                                 {}
+func (s *Successor) TermMeansReady() bool                    { return false }
+func (s *Successor) HandOver(time.Duration) error            { return errors.ErrUnsupported }
+func (s *Successor) Exited() <-chan struct{}                 { return nil }
+func (s *Successor) ExitError() error                        { return nil }
+func (s *Successor) Failed() bool                            { return false }
+func (s *Successor) Moves() bool                             { return false }
+func (s *Successor) Status(string)                           {}
+func (s *Successor) Move(syscall.Conn, []syscall.Conn) error { return errors.ErrUnsupported }

@@ -1,0 +1,121 @@
+package handoff
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+)
+
+// The control socket carries messages in both directions: a header of eight
+// bytes, then a body in JSON.
+//
+//	0  4  length of the body in bytes, big endian
+//	4  2  kind
+//	6  2  number of descriptors that travel with the message (SCM_RIGHTS)
+//
+// A kind that the receiver does not know is skipped, and its descriptors are
+// closed; so are fields of a body that it does not know. Thus two versions of
+// this package understand each other.
+type kind uint16
+
+const (
+	kindHello    kind = 1 + iota // successor: speaks this protocol (helloBody)
+	kindSocket                   // predecessor: what an inherited descriptor is (socketBody)
+	kindState                    // predecessor: state by name (stateBody)
+	kindBegin                    // predecessor: all sockets and states are told
+	kindReady                    // successor: serves
+	kindConns                    // predecessor: a batch of connections (connsBody)
+	kindTaken                    // successor: its answer to a batch (takenBody)
+	kindStepDown                 // successor: is itself ending; do not take over again if it exits
+	kindStatus                   // predecessor: how its drain goes, in words (statusBody)
+	kindGiveUp                   // predecessor: no longer waits for ready, and serves on
+)
+
+const (
+	headerSize = 8
+	maxBody    = 1 << 20
+	// maxFDs is the kernel's limit for one message (SCM_MAX_FD).
+	maxFDs = 253
+)
+
+type helloBody struct {
+	Moves bool // it takes connections over
+}
+
+// A socketBody describes one socket or file. A listening socket has no
+// descriptor here: the message's place among its like is its place in
+// LISTEN_FDS. Packet sockets and files travel with their message.
+type socketBody struct {
+	Kind      Kind
+	Network   string `json:",omitempty"`
+	Address   string `json:",omitempty"`
+	Name      string `json:",omitempty"`
+	Activated bool   `json:",omitempty"`
+}
+
+type stateBody struct {
+	Name  string
+	Value []byte
+}
+
+type connsBody struct {
+	Batch    int
+	Listener int // its place in LISTEN_FDS
+}
+
+type takenBody struct {
+	Batch int
+	Error string `json:",omitempty"` // why it was refused; empty: taken
+}
+
+type statusBody struct {
+	Text string
+}
+
+// A message is one as received. Its receiver owns the descriptors.
+type message struct {
+	kind kind
+	body []byte
+	fds  []int
+	// truncated says that descriptors were lost on the way: the receiver's
+	// table was full (MSG_CTRUNC).
+	truncated bool
+}
+
+// decode fills in the body.
+func (m *message) decode(body any) error {
+	if err := json.Unmarshal(m.body, body); err != nil {
+		return fmt.Errorf("control message of kind %d: %w", m.kind, err)
+	}
+	return nil
+}
+
+// encode returns header and body of a message that carries fds descriptors.
+func encode(k kind, body any, fds int) ([]byte, error) {
+	var text []byte
+	if body != nil {
+		var err error
+		if text, err = json.Marshal(body); err != nil {
+			return nil, err
+		}
+	}
+	if len(text) > maxBody || fds > maxFDs {
+		return nil, fmt.Errorf("control message of kind %d: %d bytes and %d descriptors are too many", k, len(text), fds)
+	}
+	b := make([]byte, headerSize, headerSize+len(text))
+	binary.BigEndian.PutUint32(b[0:], uint32(len(text)))
+	binary.BigEndian.PutUint16(b[4:], uint16(k))
+	binary.BigEndian.PutUint16(b[6:], uint16(fds))
+	return append(b, text...), nil
+}
+
+// parseHeader returns what a header announces.
+func parseHeader(b [headerSize]byte) (k kind, body, fds int, err error) {
+	n := binary.BigEndian.Uint32(b[0:])
+	k = kind(binary.BigEndian.Uint16(b[4:]))
+	fds = int(binary.BigEndian.Uint16(b[6:]))
+	if n > maxBody || fds > maxFDs {
+		return 0, 0, 0, fmt.Errorf("control message of kind %d announces %d bytes and %d descriptors", k, n, fds)
+	}
+	return k, int(n), fds, nil
+}

@@ -1,0 +1,588 @@
+//go:build unix
+
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// helloTimeout is how long a SIGTERM that comes while a successor starts
+	// may stay undecided: one built on this library says hello before its main
+	// runs, one built on facebookgo/grace never does.
+	helloTimeout = 500 * time.Millisecond
+	// takenTimeout bounds the wait for the answer to a batch of connections.
+	takenTimeout = 10 * time.Second
+)
+
+// startDir is where the process was started, by the name that the shell had
+// for it: if that leads through a symlink, a successor follows the symlink anew.
+var startDir, startDirErr = os.Getwd()
+
+// A Successor is a process that was started to take our place.
+type Successor struct {
+	Pid     int
+	Started time.Time
+
+	g         *Generation
+	process   *os.Process
+	control   *control
+	listeners []net.Listener   // what Start was called with
+	passed    map[socketID]int // which listening sockets it has, and where
+
+	hello      chan struct{} // closed when it has said that it is built on this library
+	moves      bool          // it takes connections over; set before hello is closed
+	ready      chan struct{} // closed when it serves
+	markOnce   sync.Once
+	givenUp    chan struct{} // closed when we no longer wait for ready
+	giveUpOnce sync.Once
+	heard      chan struct{} // closed when it can say no more
+	exited     chan struct{} // closed when it has ended and was waited for
+	state      *os.ProcessState
+	waitErr    error
+
+	mu          sync.Mutex // guards what follows
+	steppedDown bool
+	batch       int
+	waiting     map[int]chan error // for the answer to a batch
+}
+
+// Start starts the same command line as a successor, which inherits the
+// listeners in their order, then all that is in the pool and not among them.
+// It returns as soon as the process runs. Only one may be there at a time.
+func (g *Generation) Start(listeners []net.Listener) (*Successor, error) {
+	s := &Successor{
+		g:         g,
+		listeners: listeners,
+		hello:     make(chan struct{}),
+		ready:     make(chan struct{}),
+		givenUp:   make(chan struct{}),
+		heard:     make(chan struct{}),
+		exited:    make(chan struct{}),
+		passed:    map[socketID]int{},
+		waiting:   map[int]chan error{},
+	}
+	g.mu.Lock()
+	if err := g.refusal; err != nil {
+		g.mu.Unlock()
+		return nil, err
+	}
+	if other := g.successor; other != nil {
+		defer g.mu.Unlock()
+		return nil, fmt.Errorf("%w: pid %d", ErrUnderWay, other.Pid)
+	}
+	g.successor = s
+	providers := make(map[string]func() []byte, len(g.providers))
+	for name, f := range g.providers {
+		providers[name] = f
+	}
+	g.mu.Unlock()
+
+	if err := s.start(providers); err != nil {
+		g.forget(s)
+		return nil, err
+	}
+	return s, nil
+}
+
+// forget lets another successor be started.
+func (g *Generation) forget(s *Successor) {
+	g.mu.Lock()
+	if g.successor == s {
+		g.successor = nil
+	}
+	g.mu.Unlock()
+}
+
+func (s *Successor) start(providers map[string]func() []byte) error {
+	path, err := lookUp(os.Args[0])
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", os.Args[0], err)
+	}
+	if startDirErr != nil {
+		return fmt.Errorf("starting %s: the directory of the start is not known: %w", path, startDirErr)
+	}
+	if _, err := os.Stat(startDir); err != nil {
+		return fmt.Errorf("starting %s in the directory of the start: %w", path, err)
+	}
+
+	open, told, release, err := s.sockets()
+	defer release()
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", path, err)
+	}
+	control, theirs, err := controlPair()
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", path, err)
+	}
+
+	// The descriptors: standard streams, listening sockets, control socket.
+	err = withFDs(open, func(fds []int) error {
+		files := []uintptr{standard(0), standard(1), standard(2)}
+		for _, fd := range fds {
+			files = append(files, uintptr(fd))
+		}
+		files = append(files, uintptr(theirs))
+		s.Started = time.Now()
+		pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{
+			Dir:   startDir,
+			Env:   successorEnv(os.Environ(), len(fds), firstFD+len(fds)),
+			Files: files,
+		})
+		s.g.mu.Lock()
+		s.Pid = pid
+		s.g.mu.Unlock()
+		return err
+	})
+	syscall.Close(theirs)
+	if err != nil {
+		control.close()
+		return fmt.Errorf("starting %s: %w", path, err)
+	}
+
+	s.control = control
+	s.process, _ = os.FindProcess(s.Pid) // never fails on Unix
+	go s.wait()
+	go s.receive()
+	go s.tell(told, providers)
+	return nil
+}
+
+// lookUp finds the program anew, as it was given: a file that was replaced, or
+// a symlink that was moved, is what runs.
+func lookUp(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil // relative to startDir
+	}
+	path, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrDot) {
+		return path, nil
+	}
+	if err != nil {
+		// The name is not one that can be looked up: argv[0] was made up.
+		if self, selfErr := os.Executable(); selfErr == nil {
+			if _, statErr := os.Stat(self); statErr == nil {
+				return self, nil
+			}
+		}
+	}
+	return path, err
+}
+
+// standard returns a standard stream's descriptor; one that is closed here
+// stays closed in the successor.
+func standard(fd int) uintptr {
+	var st syscall.Stat_t
+	if syscall.Fstat(fd, &st) != nil {
+		return ^uintptr(0)
+	}
+	return uintptr(fd)
+}
+
+// sockets returns what is open for the successor, in its order: s.listeners,
+// then those of the pool; and what to tell of them and of what else travels.
+// release closes what was opened for that.
+func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func(), err error) {
+	var files []*os.File
+	release = func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	pool := s.g.pool.all()
+	byID := make(map[socketID]*Socket, len(pool))
+	for _, sock := range pool {
+		if id, err := identify(sock.conn()); err == nil {
+			byID[id] = sock
+		}
+	}
+
+	pass := func(c syscall.Conn, sock *Socket) error {
+		id, err := identify(c)
+		if err != nil {
+			return err
+		}
+		if known := byID[id]; known != nil {
+			sock = known
+		}
+		if _, twice := s.passed[id]; twice {
+			return nil
+		}
+		s.passed[id] = len(open)
+		open, told = append(open, c), append(told, sock)
+		return nil
+	}
+	for _, l := range s.listeners {
+		c, ok := l.(syscall.Conn)
+		if !ok {
+			filer, ok := l.(interface{ File() (*os.File, error) })
+			if !ok {
+				return nil, nil, release, fmt.Errorf("listener %s: %T gives access to no descriptor", l.Addr(), l)
+			}
+			f, err := filer.File()
+			if err != nil {
+				return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
+			}
+			files = append(files, f)
+			c = f
+		}
+		if err := pass(c, &Socket{Kind: Listener, index: -1}); err != nil {
+			return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
+		}
+	}
+	for _, sock := range pool {
+		if sock.Kind == Listener {
+			// One that is closed meanwhile is not passed on.
+			_ = pass(sock.conn(), sock)
+		}
+	}
+	for _, sock := range pool {
+		if sock.Kind != Listener {
+			told = append(told, sock)
+		}
+	}
+	return open, told, release, nil
+}
+
+// A socketID is the same for all descriptors of one socket.
+type socketID struct{ dev, ino uint64 }
+
+func identify(c syscall.Conn) (id socketID, err error) {
+	err = withFDs([]syscall.Conn{c}, func(fds []int) error {
+		var st syscall.Stat_t
+		if err := syscall.Fstat(fds[0], &st); err != nil {
+			return os.NewSyscallError("fstat", err)
+		}
+		id = socketID{uint64(st.Dev), uint64(st.Ino)}
+		return nil
+	})
+	return id, err
+}
+
+// tell sends what the successor must know of its sockets, and our state.
+func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) {
+	err := func() error {
+		for _, sock := range sockets {
+			body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
+			if sock.Kind == Listener {
+				if err := s.control.send(kindSocket, body); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
+				return s.control.send(kindSocket, body, fds...)
+			}); err != nil && !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+		}
+		for name, provide := range providers {
+			if err := s.control.send(kindState, stateBody{name, provide()}); err != nil {
+				return err
+			}
+		}
+		return s.control.send(kindBegin, nil)
+	}()
+	if err != nil && !isGone(err) {
+		s.g.logf("grace: telling the successor, pid %d, about its sockets: %v", s.Pid, err)
+	}
+}
+
+// isGone reports whether an error says that the other end is closed.
+func isGone(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)
+}
+
+// wait waits for the successor's end, so that it does not stay as a zombie.
+func (s *Successor) wait() {
+	s.state, s.waitErr = s.process.Wait()
+	s.control.shutdown() // its children may still hold the other end
+	<-s.heard
+	s.g.forget(s)
+	close(s.exited)
+}
+
+// receive takes the successor's words until it can say no more.
+func (s *Successor) receive() {
+	defer close(s.heard)
+	defer s.control.close()
+	defer s.refuseWaiting()
+	for {
+		m, err := s.control.receive()
+		if err != nil {
+			return
+		}
+		closeAll(m.fds)
+		switch m.kind {
+		case kindHello:
+			var b helloBody
+			if m.decode(&b) == nil && !isClosed(s.hello) {
+				s.moves = b.Moves
+				close(s.hello)
+			}
+		case kindReady:
+			s.markReady()
+		case kindTaken:
+			var b takenBody
+			if m.decode(&b) == nil {
+				s.answered(b)
+			}
+		case kindStepDown:
+			s.mu.Lock()
+			s.steppedDown = true
+			s.mu.Unlock()
+		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Successor) markReady() {
+	s.markOnce.Do(func() {
+		s.keepPaths(true)
+		close(s.ready)
+	})
+}
+
+// TakeBack makes the sockets' paths ours again when the successor has failed.
+func (s *Successor) TakeBack() { s.keepPaths(false) }
+
+// keepPaths says of every socket that the successor has whether closing it here
+// leaves its path.
+func (s *Successor) keepPaths(keep bool) {
+	s.g.pool.keepPaths(keep)
+	for _, l := range s.listeners {
+		if u, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok {
+			u.SetUnlinkOnClose(!keep && s.g.origin != Activated)
+		}
+	}
+}
+
+// awaitReady waits until the successor is ready. If it ends before, is not
+// ready within timeout, or is given up, the error says so and it is gone: what
+// still runs of it has been killed.
+func (s *Successor) awaitReady(timeout time.Duration) error {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+
+	var why error
+	select {
+	case <-s.ready:
+		return nil
+	case <-s.exited:
+	case <-timer.C:
+		why = fmt.Errorf("not ready within %v: %w", timeout, context.DeadlineExceeded)
+	case <-s.givenUp:
+		why = errStopping
+	}
+
+	// From here on it cannot say that it is ready without learning that we no
+	// longer listen; but it may just have said so.
+	if why != nil {
+		s.control.send(kindGiveUp, nil)
+		s.control.shutdown()
+		<-s.heard
+	}
+	if isClosed(s.ready) {
+		return nil
+	}
+	if why != nil {
+		s.process.Kill()
+		<-s.exited
+		return fmt.Errorf("%w; killed pid %d", why, s.Pid)
+	}
+	return fmt.Errorf("%w after %v (before it was ready)", s.ExitError(), time.Since(s.Started).Round(time.Millisecond))
+}
+
+// TermMeansReady decides what a SIGTERM means that this process got while the
+// successor was starting: the word of being ready from one that is built on
+// facebookgo/grace, or, for all others, a request to stop. It takes up to half
+// a second.
+func (s *Successor) TermMeansReady() bool {
+	select {
+	case <-s.hello:
+		return false
+	case <-s.exited:
+		return false
+	case <-s.ready:
+		return false
+	case <-time.After(helloTimeout):
+		s.markReady()
+		return true
+	}
+}
+
+// HandOver waits until the successor is ready and lets this process know:
+// through OnReady's function, or else by SIGTERM. If the successor ends before,
+// is not ready within timeout, or is refused meanwhile, the error says so and it
+// is gone: what still ran of it has been killed.
+func (s *Successor) HandOver(timeout time.Duration) error {
+	s.g.mu.Lock()
+	onReady := s.g.onReady
+	s.g.mu.Unlock()
+	if onReady != nil {
+		if err := s.awaitReady(timeout); err != nil {
+			return err
+		}
+		onReady(s)
+		return nil
+	}
+
+	// The program has a signal loop of its own. It cannot tell a SIGTERM that
+	// means ready from another, so we look at them too.
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, syscall.SIGTERM)
+	defer signal.Stop(terms)
+	outcome := make(chan error, 1)
+	go func() { outcome <- s.awaitReady(timeout) }()
+	select {
+	case err := <-outcome:
+		if err == nil {
+			err = syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		}
+		return err
+	case <-terms: // the program has it too
+		s.TermMeansReady()
+		return <-outcome
+	}
+}
+
+// giveUp ends awaitReady.
+func (s *Successor) giveUp() { s.giveUpOnce.Do(func() { close(s.givenUp) }) }
+
+// Exited is closed when the successor has ended.
+func (s *Successor) Exited() <-chan struct{} { return s.exited }
+
+// ExitError says how the successor ended, or nil if it has not. It is an
+// *exec.ExitError unless the process could not be waited for.
+func (s *Successor) ExitError() error {
+	if !isClosed(s.exited) {
+		return nil
+	}
+	if s.waitErr != nil {
+		return s.waitErr
+	}
+	return &exec.ExitError{ProcessState: s.state}
+}
+
+// Failed reports whether the successor's end is one that calls for taking over
+// again: it did not say that it was stepping down, nor exit with status 0.
+func (s *Successor) Failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return isClosed(s.exited) && !s.steppedDown && (s.state == nil || !s.state.Success())
+}
+
+// Moves reports whether it takes connections over.
+func (s *Successor) Moves() bool { return isClosed(s.hello) && s.moves && !isClosed(s.heard) }
+
+// Status tells the successor how our drain goes.
+func (s *Successor) Status(text string) {
+	if isClosed(s.hello) {
+		s.control.send(kindStatus, statusBody{text})
+	}
+}
+
+// Move hands connections of a listener over, at most MaxMove at a time, and
+// waits for the answer. After nil they are the successor's: close them here.
+// After an error they are still ours, and nobody else reads them.
+func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn) error {
+	id, err := identify(listener)
+	if err != nil {
+		return err
+	}
+	place, ok := s.passed[id]
+	if !ok {
+		return fmt.Errorf("the successor does not have this listener")
+	}
+
+	answer := make(chan error, 1)
+	s.mu.Lock()
+	s.batch++
+	batch := s.batch
+	s.waiting[batch] = answer
+	s.mu.Unlock()
+	if isClosed(s.heard) {
+		s.refuseWaiting()
+	}
+
+	err = withFDs(conns, func(fds []int) error {
+		return s.sendConns(connsBody{Batch: batch, Listener: place}, fds)
+	})
+	if err != nil {
+		s.mu.Lock()
+		delete(s.waiting, batch)
+		s.mu.Unlock()
+		return err
+	}
+	timer := time.NewTimer(takenTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-answer:
+		return err
+	case <-timer.C:
+	}
+	// An answer now fails at the successor, or is among what we still read.
+	s.control.shutdown()
+	return <-answer
+}
+
+// MaxMove is how many connections fit in one batch.
+const MaxMove = maxFDs
+
+// sendConns sends a batch. The kernel limits the descriptors on their way
+// (ETOOMANYREFS): others' must arrive first.
+func (s *Successor) sendConns(body connsBody, fds []int) error {
+	var err error
+	for wait := time.Millisecond; wait < time.Second; wait *= 2 {
+		if err = s.control.send(kindConns, body, fds...); !errors.Is(err, syscall.ETOOMANYREFS) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-s.heard:
+		}
+	}
+	return err
+}
+
+// answered passes the answer to a batch on.
+func (s *Successor) answered(b takenBody) {
+	var err error
+	if b.Error != "" {
+		err = errors.New(b.Error)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if answer := s.waiting[b.Batch]; answer != nil {
+		delete(s.waiting, b.Batch)
+		answer <- err
+	}
+}
+
+// refuseWaiting answers all batches that nobody will answer any more.
+func (s *Successor) refuseWaiting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for batch, answer := range s.waiting {
+		delete(s.waiting, batch)
+		answer <- errors.New("the successor's end of the control socket is closed")
+	}
+}

@@ -1,0 +1,143 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// NewListener returns a Listener that counts the connections which it accepts
+// from l, until they are closed.
+//
+// Its Close stops accepting, closes l, and returns when the last connection is
+// closed, with the error of closing l. It may be called more than once and from
+// several goroutines: each call waits. From then on Accept returns
+// ErrAlreadyClosed. A connection that was accepted while Close was called is
+// still returned, and counted.
+//
+// What Accept returns can do all that l's connections can, such as ReadFrom,
+// CloseWrite or SyscallConn.
+func NewListener(l Listener) Listener {
+	return &listener{Listener: l, gate: accept.New(l)}
+}
+
+// A listener is a Listener that counts. Its methods beyond that interface are
+// for Process.
+type listener struct {
+	Listener
+	gate *accept.Gate
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.gate.Accept()
+	if errors.Is(err, net.ErrClosed) {
+		return nil, ErrAlreadyClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.count(c), nil
+}
+
+func (l *listener) Close() error {
+	err := l.gate.Close()
+	l.gate.Wait(context.Background())
+	return err
+}
+
+// Drain implements handoff.Drainer. The socket stays open for Resume if there
+// is a successor.
+func (l *listener) Drain(ctx context.Context, to *handoff.Successor) error {
+	if to == nil || !l.gate.Pause() {
+		if err := l.gate.Close(); err != nil {
+			return err
+		}
+	}
+	return l.gate.Wait(ctx)
+}
+
+func (l *listener) Resume() { l.gate.Resume() }
+
+func (l *listener) Active() (open int, oldest time.Time) { return l.gate.Active() }
+
+// SyscallConn gives access to the descriptor without a copy.
+func (l *listener) SyscallConn() (syscall.RawConn, error) {
+	if c, ok := l.Listener.(syscall.Conn); ok {
+		return c.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// SetDeadline bounds the calls of Accept, as (*net.TCPListener).SetDeadline.
+func (l *listener) SetDeadline(t time.Time) error {
+	if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); ok {
+		return d.SetDeadline(t)
+	}
+	return errors.ErrUnsupported
+}
+
+// SetUnlinkOnClose is (*net.UnixListener).SetUnlinkOnClose.
+func (l *listener) SetUnlinkOnClose(unlink bool) {
+	if u, ok := l.Listener.(interface{ SetUnlinkOnClose(bool) }); ok {
+		u.SetUnlinkOnClose(unlink)
+	}
+}
+
+// The counted connections embed the concrete type, so that io.Copy still finds
+// ReadFrom and WriteTo (sendfile, splice), and callers the rest.
+
+type tcpConn struct {
+	*net.TCPConn
+	entry accept.Entry
+	gate  *accept.Gate
+}
+
+type unixConn struct {
+	*net.UnixConn
+	entry accept.Entry
+	gate  *accept.Gate
+}
+
+type otherConn struct {
+	net.Conn
+	entry accept.Entry
+	gate  *accept.Gate
+}
+
+// count enters a connection that was just accepted in the listener's book.
+func (l *listener) count(c net.Conn) net.Conn {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		counted := &tcpConn{TCPConn: c, gate: l.gate}
+		l.gate.Admit(&counted.entry)
+		return counted
+	case *net.UnixConn:
+		counted := &unixConn{UnixConn: c, gate: l.gate}
+		l.gate.Admit(&counted.entry)
+		return counted
+	default:
+		counted := &otherConn{Conn: c, gate: l.gate}
+		l.gate.Admit(&counted.entry)
+		return counted
+	}
+}
+
+func (c *tcpConn) Close() error {
+	defer c.gate.Remove(&c.entry)
+	return c.TCPConn.Close()
+}
+
+func (c *unixConn) Close() error {
+	defer c.gate.Remove(&c.entry)
+	return c.UnixConn.Close()
+}
+
+func (c *otherConn) Close() error {
+	defer c.gate.Remove(&c.entry)
+	return c.Conn.Close()
+}

@@ -1,0 +1,150 @@
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// defaultStartTimeout is how long a successor may take if nothing else is said.
+const defaultStartTimeout = time.Minute
+
+// A Process hands the listeners of this process over to a successor. The zero
+// value is ready to use. Set the fields before the first call of a method.
+type Process struct {
+	// TermTimeout bounds how long Wait waits for open connections, after
+	// SIGTERM or SIGINT and after a handoff. Zero means as long as it takes.
+	TermTimeout time.Duration
+
+	// StartTimeout is how long a successor may take from its start until it is
+	// ready. Zero means one minute. One that takes longer is killed.
+	StartTimeout time.Duration
+
+	// PreStart, if not nil, is called before a successor is started. An error
+	// calls the restart off.
+	PreStart func() error
+
+	// Logger gets a line for each event. Nil means the standard logger.
+	Logger *log.Logger
+
+	notifyOnce sync.Once
+	usr2       chan os.Signal // restart requests that came before Wait
+}
+
+// Inherit returns the listeners that the predecessor, or systemd, has handed to
+// this process, in their order; ErrNotInheriting if there are none to inherit;
+// or an error that names the descriptor that is not a listening socket: then
+// all of them are closed. The variables that announced them are removed from
+// the environment. Each listener is given out once.
+//
+// Until CloseParent is called the predecessor serves on.
+func (p *Process) Inherit() (listeners []Listener, err error) {
+	g := handoff.Self()
+	if err := g.Err(); err != nil {
+		return nil, fmt.Errorf("grace: inheriting listeners: %w", err)
+	}
+	if g.Origin() == handoff.Fresh {
+		return nil, ErrNotInheriting
+	}
+	for {
+		s := g.Take(func(s *handoff.Socket) bool { return s.Descriptor() >= 0 })
+		if s == nil {
+			return listeners, nil
+		}
+		l, ok := s.Listener().(Listener)
+		if !ok {
+			err := fmt.Errorf("grace: inheriting listeners: descriptor %d is %s, not a listening socket", s.Descriptor(), s.Describe())
+			for _, l := range listeners {
+				l.Close()
+			}
+			g.Discard()
+			return nil, err
+		}
+		listeners = append(listeners, NewListener(l))
+	}
+}
+
+// Restart starts a successor that inherits the listeners in their order: the
+// same command line, looked up anew in the directory in which this process was
+// started. It returns nil when the successor is ready, or an error that says why
+// there is none: its *exec.ExitError, context.DeadlineExceeded, what PreStart
+// returned, or what could not be executed, each wrapped. After an error this
+// process serves on, and what was started has been ended.
+//
+// Restart only starts the successor. Then it is for this process to close the
+// listeners and end: if Wait is running it does so; if not, the process gets
+// SIGTERM.
+func (p *Process) Restart(listeners []Listener) (err error) {
+	if p.PreStart != nil {
+		if err := p.PreStart(); err != nil {
+			return fmt.Errorf("before the start: %w", err)
+		}
+	}
+	s, err := handoff.Self().Start(netListeners(listeners))
+	if err != nil {
+		return fmt.Errorf("grace: %w", err)
+	}
+	p.logf("restart: started pid %d", s.Pid)
+	timeout := p.StartTimeout
+	if timeout == 0 {
+		timeout = defaultStartTimeout
+	}
+	if err := s.HandOver(timeout); err != nil {
+		return fmt.Errorf("grace: successor %s: %w", os.Args[0], err)
+	}
+	return nil
+}
+
+// CloseParent tells the predecessor that this process is ready, whereupon it
+// finishes what it still holds and ends. Call it when the listeners are being
+// served. Inherited sockets that were not asked for are closed. In a process
+// without a predecessor it does nothing.
+//
+// A predecessor built on this library hears of it over a private socket; one
+// built on facebookgo/grace gets SIGTERM, if it still is the parent of this
+// process and has its command line. The error says that the predecessor has
+// given up waiting and serves on; then end this process.
+func (p *Process) CloseParent() error {
+	p.watchRestart()
+	if err := handoff.Self().Ready(); err != nil {
+		return fmt.Errorf("grace: %w", err)
+	}
+	return nil
+}
+
+// watchRestart keeps a restart signal that comes between CloseParent and Wait
+// from ending the process.
+func (p *Process) watchRestart() {
+	p.notifyOnce.Do(func() {
+		p.usr2 = make(chan os.Signal, 1)
+		if restartSignal != nil {
+			signal.Notify(p.usr2, restartSignal)
+		}
+	})
+}
+
+func (p *Process) logf(format string, args ...any) {
+	l := p.Logger
+	if l == nil {
+		l = log.Default()
+	}
+	l.Printf(format, args...)
+}
+
+// restartAndLog restarts, and says so if that failed.
+func (p *Process) restartAndLog(listeners []Listener) {
+	err := p.Restart(listeners)
+	switch {
+	case err == nil:
+	case errors.Is(err, handoff.ErrUnderWay):
+		p.logf("restart signal ignored: %v", err)
+	default:
+		p.logf("restart failed: %v; still serving with pid %d", err, os.Getpid())
+	}
+}

@@ -1,0 +1,333 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// Wait serves signals until this process has nothing left to do.
+//
+// SIGTERM and SIGINT close all listeners side by side; Wait returns when the
+// last Close has returned, or with an error that says what is left when
+// TermTimeout is over. A second such signal ends the process as Go does by
+// default.
+//
+// SIGUSR2 restarts, as Restart does. A restart that fails is logged, and Wait
+// goes on. Once the successor is ready, the listeners stop accepting and Wait
+// returns when they are drained. If the successor fails before that, they accept
+// again and Wait goes on; listeners that NewListener did not make, and cannot be
+// paused, are the exception: those are closed at once.
+//
+// One Wait may run at a time.
+func (p *Process) Wait(listeners []Listener) (err error) {
+	w := &waiter{
+		p:         p,
+		g:         handoff.Self(),
+		listeners: listeners,
+		signals:   make(chan os.Signal, 8),
+		ready:     make(chan *handoff.Successor, 1),
+		failed:    make(chan error, len(listeners)),
+	}
+	return w.run()
+}
+
+// A waiter is one call of Wait. All is owned by its goroutine but the channels.
+type waiter struct {
+	p         *Process
+	g         *handoff.Generation
+	listeners []Listener
+	signals   chan os.Signal
+	ready     chan *handoff.Successor
+	failed    chan error // of a server that cannot go on
+}
+
+func (w *waiter) run() error {
+	signal.Notify(w.signals, os.Interrupt, syscall.SIGTERM)
+	w.p.watchRestart()
+	defer signal.Stop(w.signals)
+	w.g.Stop(false)
+	w.g.SetLogger(w.p.Logger)
+	w.g.OnReady(func(s *handoff.Successor) { w.ready <- s })
+	defer w.g.OnReady(nil)
+	if err := w.serve(); err != nil {
+		return err
+	}
+
+	for {
+		select {
+		case <-w.p.usr2:
+			go w.p.restartAndLog(w.listeners)
+
+		case sig := <-w.signals:
+			if s := w.g.Starting(); s != nil && sig == syscall.SIGTERM && s.TermMeansReady() {
+				continue // s arrives on w.ready
+			}
+			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
+			return w.stop()
+
+		case err := <-w.failed:
+			w.p.logf("stopping pid %d: %v", os.Getpid(), err)
+			return errors.Join(err, w.stop())
+
+		case s := <-w.ready:
+			if over, err := w.handOver(s); over {
+				return err
+			}
+		}
+	}
+}
+
+// serve starts those listeners that accept by themselves, which is as good as
+// being ready.
+func (w *waiter) serve() error {
+	var servers []handoff.Server
+	for _, l := range w.listeners {
+		if s, ok := l.(handoff.Server); ok {
+			servers = append(servers, s)
+		}
+	}
+	if len(servers) == 0 {
+		return nil
+	}
+	// Until here a connection waits in the kernel, and the predecessor may
+	// still take it.
+	if err := w.p.CloseParent(); err != nil {
+		return err
+	}
+	for _, s := range servers {
+		go func() {
+			if err := s.Serve(); err != nil {
+				w.failed <- err
+			}
+		}()
+	}
+	return nil
+}
+
+// stop closes all listeners. No successor takes over.
+func (w *waiter) stop() error {
+	w.g.Stop(true)
+	w.g.StepDown()
+	drained, cancel := w.drain(nil)
+	defer cancel()
+	progress := w.newProgress()
+	defer progress.stop()
+	for {
+		select {
+		case err := <-drained:
+			progress.end(err)
+			return err
+		case sig := <-w.signals:
+			w.p.logf("%v again: ending now; left: %s", sig, w.left())
+			die(sig)
+		case <-w.p.usr2:
+			w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
+		case <-progress.tick:
+			progress.log()
+		}
+	}
+}
+
+// handOver leaves the sockets to a successor that is ready. It reports whether
+// that is the end; if not, the successor has failed and we serve again.
+func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
+	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
+	w.g.StepDown()
+	drained, cancel := w.drain(s)
+	defer cancel()
+	progress := w.newProgress()
+	defer progress.stop()
+
+	exited, told := s.Exited(), false
+	for {
+		select {
+		case err := <-drained:
+			w.closeAll(err != nil)
+			progress.end(err)
+			return true, err
+
+		case <-exited:
+			exited = nil
+			if told || !s.Failed() {
+				// It was stopped on purpose, or has a successor of its own.
+				w.g.Stop(true)
+				continue
+			}
+			cancel()
+			<-drained
+			s.TakeBack()
+			w.resume()
+			w.p.logf("restart failed: successor pid %d: %v, %v after its start; serving again with pid %d",
+				s.Pid, s.ExitError(), since(s.Started), os.Getpid())
+			return false, nil
+
+		case sig := <-w.signals:
+			if told {
+				w.p.logf("%v again: ending now; left: %s", sig, w.left())
+				die(sig)
+			}
+			// Whoever stops the successor as well must not wake us by that.
+			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
+			told = true
+
+		case <-w.p.usr2:
+			w.p.logf("restart signal ignored: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
+
+		case <-progress.tick:
+			progress.log()
+		}
+	}
+}
+
+// drain drains all listeners side by side. The channel brings nil when nothing
+// is left, an error when TermTimeout is over, or the wait was cancelled.
+func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	if w.p.TermTimeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, w.p.TermTimeout)
+	}
+	errs := make([]error, len(w.listeners))
+	var wg sync.WaitGroup
+	for i, l := range w.listeners {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if d, ok := l.(handoff.Drainer); ok {
+				errs[i] = d.Drain(ctx, to)
+			} else {
+				errs[i] = closeWithin(ctx, l)
+			}
+		}()
+	}
+	done := make(chan error, 1)
+	go func() {
+		wg.Wait()
+		err := errors.Join(errs...)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("grace: left after %v: %s: %w", w.p.TermTimeout, w.left(), context.DeadlineExceeded)
+		}
+		done <- err
+	}()
+	return done, cancel
+}
+
+// closeWithin closes a listener that is not ours to pause.
+func closeWithin(ctx context.Context, l net.Listener) error {
+	closed := make(chan error, 1)
+	go func() { closed <- l.Close() }()
+	select {
+	case err := <-closed:
+		if errors.Is(err, net.ErrClosed) {
+			err = nil // the program was faster
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// closeAll ends the Accept calls of what was only paused. If connections are
+// left, Close goes on waiting for them, but we do not.
+func (w *waiter) closeAll(left bool) {
+	for _, l := range w.listeners {
+		if _, ok := l.(handoff.Drainer); !ok {
+			continue
+		}
+		if left {
+			go l.Close()
+		} else {
+			l.Close()
+		}
+	}
+}
+
+// resume accepts again after a successor has failed.
+func (w *waiter) resume() {
+	for _, l := range w.listeners {
+		if d, ok := l.(handoff.Drainer); ok {
+			d.Resume()
+		}
+	}
+}
+
+// left says in words what is still open.
+func (w *waiter) left() string {
+	open, oldest, others := 0, time.Time{}, 0
+	for _, l := range w.listeners {
+		d, ok := l.(handoff.Drainer)
+		if !ok {
+			others++
+			continue
+		}
+		n, since := d.Active()
+		open += n
+		if n > 0 && (oldest.IsZero() || since.Before(oldest)) {
+			oldest = since
+		}
+	}
+	var parts []string
+	if open > 0 {
+		parts = append(parts, fmt.Sprintf("%d %s, the oldest open for %v", open, plural(open, "connection"), since(oldest)))
+	}
+	if others > 0 {
+		parts = append(parts, fmt.Sprintf("%d other %s", others, plural(others, "listener")))
+	}
+	if len(parts) == 0 {
+		return "no connections"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// A progress reports on a drain.
+type progress struct {
+	w      *waiter
+	start  time.Time
+	ticker *time.Ticker
+	tick   <-chan time.Time
+}
+
+func (w *waiter) newProgress() *progress {
+	t := time.NewTicker(time.Second)
+	return &progress{w: w, start: time.Now(), ticker: t, tick: t.C}
+}
+
+func (p *progress) stop() { p.ticker.Stop() }
+
+func (p *progress) log() {
+	p.w.p.logf("draining pid %d: %s", os.Getpid(), p.w.left())
+}
+
+func (p *progress) end(err error) {
+	if err != nil {
+		p.w.p.logf("pid %d ends after %v: %v", os.Getpid(), since(p.start), err)
+		return
+	}
+	p.w.p.logf("pid %d ends: drained within %v", os.Getpid(), since(p.start))
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(time.Millisecond) }
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}
+
+func netListeners(listeners []Listener) []net.Listener {
+	all := make([]net.Listener, len(listeners))
+	for i, l := range listeners {
+		all[i] = l
+	}
+	return all
+}
