@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/systemd"
 )
 
 // defaultStartTimeout is how long a successor may take if nothing else is said.
@@ -29,6 +30,28 @@ type Process struct {
 	// PreStart, if not nil, is called before a successor is started. An error
 	// calls the restart off.
 	PreStart func() error
+
+	// Standby is how long this process stays after it has been drained, not
+	// accepting, ready to take over again if the successor fails. Zero means not
+	// at all. Under systemd, the successor becomes the main process when this
+	// time is over: the failure of a main process would end the service.
+	Standby time.Duration
+
+	// PIDFile, if not empty, is the path of a file that holds the process id of
+	// the generation that serves. It is replaced atomically by each generation
+	// that gets ready, and removed by the last one when it stops.
+	PIDFile string
+
+	// StoreListeners asks systemd to keep copies of the listening sockets, so
+	// that after a crash the next process finds them with all connections that
+	// wait in them. The service needs FileDescriptorStoreMax=.
+	StoreListeners bool
+
+	// OnRestart, if not nil, is called with the outcome of each restart: the
+	// successor's process id, 0 if none was started, how long it took, and why
+	// it failed, or nil. It is called a second time, with an error, for a
+	// successor that fails after it was ready and before this process has ended.
+	OnRestart func(pid int, took time.Duration, err error)
 
 	// Logger gets a line for each event. Nil means the standard logger.
 	Logger *log.Logger
@@ -81,6 +104,21 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 // listeners and end: if Wait is running it does so; if not, the process gets
 // SIGTERM.
 func (p *Process) Restart(listeners []Listener) (err error) {
+	start, pid := time.Now(), 0
+	if p.OnRestart != nil {
+		defer func() {
+			if !errors.Is(err, handoff.ErrUnderWay) {
+				p.OnRestart(pid, time.Since(start), err)
+			}
+		}()
+	}
+	p.notify(systemd.Reloading() + "\nSTATUS=Starting a successor")
+	defer func() {
+		if err != nil && !errors.Is(err, handoff.ErrUnderWay) {
+			p.notify("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Restart failed: %v; serving with pid %d", err, os.Getpid())))
+		}
+	}()
+
 	if p.PreStart != nil {
 		if err := p.PreStart(); err != nil {
 			return fmt.Errorf("before the start: %w", err)
@@ -90,11 +128,13 @@ func (p *Process) Restart(listeners []Listener) (err error) {
 	if err != nil {
 		return fmt.Errorf("grace: %w", err)
 	}
-	p.logf("restart: started pid %d", s.Pid)
+	pid = s.Pid
+	p.logf("restart: started pid %d", pid)
 	timeout := p.StartTimeout
 	if timeout == 0 {
 		timeout = defaultStartTimeout
 	}
+	p.notify(extendTimeout(timeout))
 	if err := s.HandOver(timeout); err != nil {
 		return fmt.Errorf("grace: successor %s: %w", os.Args[0], err)
 	}
@@ -115,6 +155,7 @@ func (p *Process) CloseParent() error {
 	if err := handoff.Self().Ready(); err != nil {
 		return fmt.Errorf("grace: %w", err)
 	}
+	p.writePIDFile()
 	return nil
 }
 

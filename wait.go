@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,6 +63,11 @@ func (w *waiter) run() error {
 	if err := w.serve(); err != nil {
 		return err
 	}
+	w.g.OnStatus(w.p.onStatus)
+	w.p.notifyServing()
+	done := make(chan struct{})
+	defer close(done)
+	go w.p.watchdog(done)
 
 	for {
 		select {
@@ -78,6 +84,10 @@ func (w *waiter) run() error {
 		case err := <-w.failed:
 			w.p.logf("stopping pid %d: %v", os.Getpid(), err)
 			return errors.Join(err, w.stop())
+
+		case <-w.g.Unsupervised():
+			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
+			return w.stop()
 
 		case s := <-w.ready:
 			if over, err := w.handOver(s); over {
@@ -97,6 +107,7 @@ func (w *waiter) serve() error {
 		}
 	}
 	if len(servers) == 0 {
+		w.p.writePIDFile() // CloseParent, if there was a parent, was the program's to call
 		return nil
 	}
 	// Until here a connection waits in the kernel, and the predecessor may
@@ -118,6 +129,8 @@ func (w *waiter) serve() error {
 func (w *waiter) stop() error {
 	w.g.Stop(true)
 	w.g.StepDown()
+	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left())
+	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
 	defer cancel()
 	progress := w.newProgress()
@@ -133,7 +146,8 @@ func (w *waiter) stop() error {
 		case <-w.p.usr2:
 			w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
 		case <-progress.tick:
-			progress.log()
+			left := progress.log()
+			w.p.notify("STATUS=Stopping: " + left + "\n" + extendTimeout(drainTick*5))
 		}
 	}
 }
@@ -143,32 +157,54 @@ func (w *waiter) stop() error {
 func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
 	w.g.StepDown()
+	if w.p.Standby == 0 {
+		w.p.notifyMain(s)
+	} else {
+		w.p.notify("READY=1\nSTATUS=Standing by for pid " + strconv.Itoa(s.Pid))
+	}
 	drained, cancel := w.drain(s)
 	defer cancel()
 	progress := w.newProgress()
 	defer progress.stop()
 
 	exited, told := s.Exited(), false
+	var drainErr error
+	var standby <-chan time.Time
+	end := func() (bool, error) {
+		if w.p.Standby > 0 {
+			w.p.notifyMain(s)
+		}
+		w.closeAll(drainErr != nil)
+		progress.end(drainErr)
+		return true, drainErr
+	}
 	for {
 		select {
-		case err := <-drained:
-			w.closeAll(err != nil)
-			progress.end(err)
-			return true, err
+		case drainErr = <-drained:
+			if w.p.Standby == 0 || told || exited == nil {
+				return end()
+			}
+			w.p.logf("pid %d is drained and stands by for %v", os.Getpid(), w.p.Standby)
+			drained, standby = nil, time.After(w.p.Standby)
+
+		case <-standby:
+			return end()
 
 		case <-exited:
 			exited = nil
 			if told || !s.Failed() {
 				// It was stopped on purpose, or has a successor of its own.
 				w.g.Stop(true)
+				if standby != nil {
+					return end()
+				}
 				continue
 			}
 			cancel()
-			<-drained
-			s.TakeBack()
-			w.resume()
-			w.p.logf("restart failed: successor pid %d: %v, %v after its start; serving again with pid %d",
-				s.Pid, s.ExitError(), since(s.Started), os.Getpid())
+			if drained != nil {
+				<-drained
+			}
+			w.takeBack(s)
 			return false, nil
 
 		case sig := <-w.signals:
@@ -179,13 +215,31 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			// Whoever stops the successor as well must not wake us by that.
 			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
 			told = true
+			if standby != nil {
+				return end()
+			}
 
 		case <-w.p.usr2:
 			w.p.logf("restart signal ignored: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
 
 		case <-progress.tick:
-			progress.log()
+			if standby == nil {
+				s.Status(fmt.Sprintf("pid %d drains %s", os.Getpid(), progress.log()), false)
+			}
 		}
+	}
+}
+
+// takeBack serves again after the successor has failed.
+func (w *waiter) takeBack(s *handoff.Successor) {
+	s.TakeBack()
+	w.resume()
+	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
+	w.p.logf("restart failed: %v; serving again with pid %d", err, os.Getpid())
+	w.p.writePIDFile()
+	w.p.notify(mainPID(os.Getpid()))
+	if w.p.OnRestart != nil {
+		w.p.OnRestart(s.Pid, time.Since(s.Started), err)
 	}
 }
 
@@ -288,6 +342,9 @@ func (w *waiter) left() string {
 	return strings.Join(parts, ", ")
 }
 
+// drainTick is how often a long drain is reported.
+const drainTick = time.Second
+
 // A progress reports on a drain.
 type progress struct {
 	w      *waiter
@@ -297,14 +354,16 @@ type progress struct {
 }
 
 func (w *waiter) newProgress() *progress {
-	t := time.NewTicker(time.Second)
+	t := time.NewTicker(drainTick)
 	return &progress{w: w, start: time.Now(), ticker: t, tick: t.C}
 }
 
 func (p *progress) stop() { p.ticker.Stop() }
 
-func (p *progress) log() {
-	p.w.p.logf("draining pid %d: %s", os.Getpid(), p.w.left())
+func (p *progress) log() (left string) {
+	left = p.w.left()
+	p.w.p.logf("draining pid %d: %s", os.Getpid(), left)
+	return left
 }
 
 func (p *progress) end(err error) {

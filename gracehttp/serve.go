@@ -89,6 +89,32 @@ func OnDrain(hook func()) Option {
 	return func(a *app) { a.onDrain = append(a.onDrain, hook) }
 }
 
+// PIDFile names a file that holds the process id of the generation that serves.
+// It is replaced atomically, and removed by the last one.
+func PIDFile(path string) Option {
+	return func(a *app) { a.process.PIDFile = path }
+}
+
+// Standby is how long this process stays after a handoff, when it is drained,
+// ready to take over again if the successor fails; by default, not at all.
+func Standby(d time.Duration) Option {
+	return func(a *app) { a.process.Standby = d }
+}
+
+// StoreListeners asks systemd to keep copies of the listening sockets over a
+// crash of this process. The service needs FileDescriptorStoreMax=.
+func StoreListeners() Option {
+	return func(a *app) { a.process.StoreListeners = true }
+}
+
+// OnRestart calls hook with the outcome of each restart, for metrics: the
+// successor's process id, 0 if none was started, how long it took, and why it
+// failed, or nil. It is called again, with an error, if a successor fails after
+// it was ready and before this process has ended.
+func OnRestart(hook func(pid int, took time.Duration, err error)) Option {
+	return func(a *app) { a.process.OnRestart = hook }
+}
+
 // An app is one call of Serve.
 type app struct {
 	process   grace.Process
@@ -139,15 +165,21 @@ func ServeWithOptions(servers []*http.Server, options ...Option) error {
 }
 
 // Restart restarts what Serve serves, as SIGUSR2 does, and waits for the
-// outcome: nil when the successor is ready, or why there is none, as
-// grace.Process.Restart returns it. The request in whose handler it is called
+// outcome: the process id of the successor, which is ready; or why there is none,
+// as grace.Process.Restart returns it. The request in whose handler it is called
 // is answered by this process.
-func Restart() error {
+func Restart() (pid int, err error) {
 	a := current.Load()
 	if a == nil {
-		return ErrNotServing
+		return 0, ErrNotServing
 	}
-	return a.process.Restart(a.listeners())
+	if err := a.process.Restart(a.listeners()); err != nil {
+		return 0, err
+	}
+	if s := handoff.Self().Starting(); s != nil {
+		pid = s.Pid
+	}
+	return pid, nil
 }
 
 func (a *app) listeners() []grace.Listener {

@@ -24,24 +24,32 @@ type control struct {
 	mu sync.Mutex // one message at a time
 }
 
-// newControl takes the descriptor of a connected unix stream socket over.
-func newControl(fd int) (*control, error) {
+// newUnixConn takes the descriptor of a connected unix socket over.
+func newUnixConn(fd int) (*net.UnixConn, error) {
 	if err := syscall.SetNonblock(fd, true); err != nil {
 		syscall.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	f := os.NewFile(uintptr(fd), "control socket")
+	f := os.NewFile(uintptr(fd), "unix socket")
 	defer f.Close()
 	c, err := net.FileConn(f)
 	if err != nil {
 		return nil, err
 	}
 	uc, ok := c.(*net.UnixConn)
-	if !ok || uc.LocalAddr().Network() != "unix" {
+	if !ok {
 		c.Close()
-		return nil, fmt.Errorf("descriptor %d is not a unix stream socket", fd)
+		return nil, fmt.Errorf("descriptor %d is not a unix socket", fd)
 	}
-	return &control{conn: uc}, nil
+	return uc, nil
+}
+
+func newControl(fd int) (*control, error) {
+	c, err := newUnixConn(fd)
+	if err != nil {
+		return nil, err
+	}
+	return &control{conn: c}, nil
 }
 
 // controlPair returns our end of a new socket pair, and the descriptor of the

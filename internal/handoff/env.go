@@ -3,19 +3,23 @@ package handoff
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/facebookgo/grace/internal/systemd"
 )
 
-// The environment that announces inherited sockets: the first three are
-// systemd's, see sd_listen_fds(3); the last is ours and names the descriptor
-// of the control socket.
+// The environment that announces inherited descriptors. The first four are
+// systemd's, see sd_listen_fds(3). The last two are ours: they name the
+// descriptors of the control socket, and of the socket of a supervisor.
 const (
-	envFDs     = "LISTEN_FDS"
-	envPID     = "LISTEN_PID"
-	envNames   = "LISTEN_FDNAMES"
-	envPIDFD   = "LISTEN_PIDFDID"
-	envControl = "GRACE_CONTROL"
+	envFDs        = "LISTEN_FDS"
+	envPID        = "LISTEN_PID"
+	envNames      = "LISTEN_FDNAMES"
+	envPIDFD      = "LISTEN_PIDFDID"
+	envControl    = "GRACE_CONTROL"
+	envSupervisor = "GRACE_SUPERVISOR"
 )
 
 // firstFD is where inherited sockets start.
@@ -51,6 +55,7 @@ type announcement struct {
 //	GRACE_CONTROL  LISTEN_PID      LISTEN_FDS  parent        origin
 //	set            –               n           –             Succeeded
 //	–              own pid         n           –             Activated
+//	–              absent          n           supervisor    Activated
 //	–              absent, other   n           same program  SucceededLegacy
 //	–              absent, other   any         another       Fresh: they leaked to it
 //	–              –               –           –             Fresh
@@ -84,7 +89,7 @@ func readEnv(getenv func(string) string, pid int, parentIsSame func() bool) (ann
 			return announcement{}, fmt.Errorf("%s=%q is not a descriptor", envControl, control)
 		}
 		a.origin, a.control = Succeeded, n
-	case listenPID == strconv.Itoa(pid):
+	case listenPID == strconv.Itoa(pid), listenPID == "" && getenv(envSupervisor) != "" && a.count > 0:
 		a.origin = Activated
 		if names := getenv(envNames); names != "" {
 			a.names = strings.Split(names, ":")
@@ -97,29 +102,48 @@ func readEnv(getenv func(string) string, pid int, parentIsSame func() bool) (ann
 	return a, nil
 }
 
+// announcing are all variables that are meant for one process only.
+var announcing = []string{envFDs, envPID, envNames, envPIDFD, envControl, envSupervisor}
+
 // clearEnv removes the variables that readEnv has used.
 func clearEnv() {
-	for _, name := range []string{envFDs, envPID, envNames, envPIDFD, envControl} {
+	for _, name := range announcing {
 		os.Unsetenv(name)
 	}
 }
 
-// successorEnv returns env for a successor that inherits count listening
-// sockets and, when control is not 0, the control socket. LISTEN_PID cannot
-// name a process that does not exist yet, so it is left out.
-func successorEnv(env []string, count, control int) []string {
+// An inheritance is what the environment of a new process announces to it.
+type inheritance struct {
+	count      int    // listening sockets
+	names      string // theirs, for one that systemd's successors are meant to see
+	control    bool   // then the control socket
+	supervisor bool   // then the supervisor's
+}
+
+// environ returns env for a process with an inheritance. LISTEN_PID cannot name
+// a process that does not exist yet, so it is left out, and WATCHDOG_PID would
+// name the wrong one.
+func (i inheritance) environ(env []string) []string {
 	var out []string
 	for _, v := range env {
 		name, _, _ := strings.Cut(v, "=")
-		switch name {
-		case envFDs, envPID, envNames, envPIDFD, envControl, "WATCHDOG_PID":
-		default:
+		if name != systemd.EnvWatchdogPID && !slices.Contains(announcing, name) {
 			out = append(out, v)
 		}
 	}
-	out = append(out, envFDs+"="+strconv.Itoa(count))
-	if control != 0 {
-		out = append(out, envControl+"="+strconv.Itoa(control))
+	if i.count > 0 || i.control {
+		out = append(out, envFDs+"="+strconv.Itoa(i.count))
+	}
+	if i.names != "" {
+		out = append(out, envNames+"="+i.names)
+	}
+	next := firstFD + i.count
+	if i.control {
+		out = append(out, envControl+"="+strconv.Itoa(next))
+		next++
+	}
+	if i.supervisor {
+		out = append(out, envSupervisor+"="+strconv.Itoa(next))
 	}
 	return out
 }

@@ -38,7 +38,11 @@ type Generation struct {
 	predecessor *control      // nil unless Succeeded
 	gone        chan struct{} // closed when the predecessor has ended
 	givenUp     atomic.Bool   // it no longer waits for us
-	states      map[string][]byte
+
+	supervisor   *net.UnixConn // nil unless Supervise started us, or who started us
+	unsupervised chan struct{} // closed when the supervisor has ended; nil without one
+
+	states map[string][]byte
 
 	ready    sync.Once
 	readyErr error
@@ -48,7 +52,7 @@ type Generation struct {
 	receivers map[int]func([]net.Conn)
 	providers map[string]func() []byte
 	onReady   func(*Successor)
-	onStatus  func(string)
+	onStatus  func(text string, main bool)
 	refusal   error // why no successor may be started
 	logger    *log.Logger
 }
@@ -145,8 +149,9 @@ func (g *Generation) OnReady(f func(*Successor)) {
 	g.mu.Unlock()
 }
 
-// OnStatus calls f when the predecessor tells how its drain goes.
-func (g *Generation) OnStatus(f func(string)) {
+// OnStatus calls f when the predecessor tells how its drain goes, and when it has
+// told the service manager that we are the main process now.
+func (g *Generation) OnStatus(f func(text string, main bool)) {
 	g.mu.Lock()
 	g.onStatus = f
 	g.mu.Unlock()
@@ -189,6 +194,16 @@ func (g *Generation) Stop(stop bool) {
 		}
 	}
 }
+
+// Supervised reports whether a supervisor is the parent of the generations.
+func (g *Generation) Supervised() bool { return g.supervisor != nil }
+
+// Unsupervised is closed when the supervisor has ended. It is nil without one.
+func (g *Generation) Unsupervised() <-chan struct{} { return g.unsupervised }
+
+// Notify tells the supervisor, or else the service manager at NOTIFY_SOCKET, of
+// a state, lines of NAME=VALUE as in sd_notify(3). With neither it does nothing.
+func (g *Generation) Notify(state string) error { return g.notify(state) }
 
 // A Drainer is a listener that can do more than close.
 type Drainer interface {

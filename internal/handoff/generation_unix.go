@@ -27,8 +27,10 @@ var inherited = closeOnExec()
 // inherited.
 func closeOnExec() int {
 	announced, _ := strconv.Atoi(os.Getenv(envFDs))
-	if os.Getenv(envControl) != "" {
-		announced++ // it comes right after the sockets
+	for _, name := range []string{envControl, envSupervisor} {
+		if os.Getenv(name) != "" {
+			announced++ // it comes after the sockets
+		}
 	}
 	for n := range max(announced, 0) {
 		fd := firstFD + n
@@ -47,41 +49,56 @@ func closeOnExec() int {
 var earlyControl, earlyControlErr = openControl()
 
 func openControl() (*control, error) {
-	v := os.Getenv(envControl)
-	if v == "" {
-		return nil, nil
-	}
-	defer os.Unsetenv(envControl)
-	fd, err := strconv.Atoi(v)
-	if err != nil || fd < firstFD || fd >= firstFD+inherited {
-		return nil, fmt.Errorf("%s=%q is not an inherited descriptor", envControl, v)
+	fd, err := announcedFD(envControl)
+	if fd < 0 {
+		return nil, err
 	}
 	c, err := newControl(fd)
 	if err != nil {
-		return nil, fmt.Errorf("%s=%q: %w", envControl, v, err)
+		return nil, fmt.Errorf("%s=%d: %w", envControl, fd, err)
 	}
 	if err := c.send(kindHello, helloBody{Moves: true}); err != nil {
 		// The predecessor has ended meanwhile. Its sockets are still ours.
 		if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 			c.close()
-			return nil, fmt.Errorf("%s=%q: %w", envControl, v, err)
+			return nil, fmt.Errorf("%s=%d: %w", envControl, fd, err)
 		}
 	}
 	return c, nil
 }
 
+// announcedFD returns the descriptor that a variable names, or -1, and removes
+// the variable.
+func announcedFD(name string) (int, error) {
+	v, ok := os.LookupEnv(name)
+	if !ok {
+		return -1, nil
+	}
+	os.Unsetenv(name)
+	fd, err := strconv.Atoi(v)
+	if err != nil || fd < firstFD || fd >= firstFD+inherited {
+		return -1, fmt.Errorf("%s=%q is not an inherited descriptor", name, v)
+	}
+	return fd, nil
+}
+
 // load reads what we were told to inherit. On an error nothing is.
 func (g *Generation) load() {
 	getenv := func(name string) string {
-		if name == envControl && earlyControl != nil {
+		if name == envControl && earlyControl != nil || name == envSupervisor && earlySupervisor != nil {
 			return strconv.Itoa(firstFD) // it is open already; any descriptor will do
 		}
 		return os.Getenv(name)
 	}
-	if earlyControlErr != nil {
+	if err := errors.Join(earlyControlErr, earlySupervisorErr); err != nil {
 		clearEnv()
-		g.err = earlyControlErr
+		g.err = err
 		return
+	}
+	if earlySupervisor != nil {
+		g.supervisor = earlySupervisor
+		g.unsupervised = make(chan struct{})
+		go g.watchSupervisor()
 	}
 	a, err := readEnv(getenv, os.Getpid(), func() bool { return sameProgram(g.ppid) })
 	if err != nil {
@@ -259,7 +276,7 @@ func (g *Generation) receive() {
 			f := g.onStatus
 			g.mu.Unlock()
 			if m.decode(&b) == nil && f != nil {
-				f(b.Text)
+				f(b.Text, b.Main)
 			}
 			closeAll(m.fds)
 		case kindGiveUp:

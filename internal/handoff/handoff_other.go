@@ -33,6 +33,11 @@ func (g *Generation) Start([]net.Listener) (*Successor, error) {
 	return nil, fmt.Errorf("handing sockets over on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
+func (g *Generation) notify(string) error { return nil }
+
+// StoreListeners does nothing: there is no manager to keep them.
+func (g *Generation) StoreListeners() error { return nil }
+
 func (s *Socket) Describe() string { return string(s.Kind) }
 
 func (s *Socket) Descriptor() int { return -1 }
@@ -45,5 +50,5 @@ func (s *Successor) Exited() <-chan struct{}                 { return nil }
 func (s *Successor) ExitError() error                        { return nil }
 func (s *Successor) Failed() bool                            { return false }
 func (s *Successor) Moves() bool                             { return false }
-func (s *Successor) Status(string)                           {}
+func (s *Successor) Status(string, bool)                     {}
 func (s *Successor) Move(syscall.Conn, []syscall.Conn) error { return errors.ErrUnsupported }

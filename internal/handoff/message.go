@@ -70,6 +70,7 @@ type takenBody struct {
 
 type statusBody struct {
 	Text string
+	Main bool `json:",omitempty"` // the successor is the service manager's main process now
 }
 
 // A message is one as received. Its receiver owns the descriptors.

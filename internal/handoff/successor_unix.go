@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -105,49 +106,35 @@ func (g *Generation) forget(s *Successor) {
 }
 
 func (s *Successor) start(providers map[string]func() []byte) error {
-	path, err := lookUp(os.Args[0])
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", os.Args[0], err)
-	}
-	if startDirErr != nil {
-		return fmt.Errorf("starting %s: the directory of the start is not known: %w", path, startDirErr)
-	}
-	if _, err := os.Stat(startDir); err != nil {
-		return fmt.Errorf("starting %s in the directory of the start: %w", path, err)
-	}
-
 	open, told, release, err := s.sockets()
 	defer release()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", path, err)
+		return fmt.Errorf("starting %s: %w", os.Args[0], err)
 	}
 	control, theirs, err := controlPair()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", path, err)
+		return fmt.Errorf("starting %s: %w", os.Args[0], err)
 	}
+	defer syscall.Close(theirs)
 
-	// The descriptors: standard streams, listening sockets, control socket.
+	// What it inherits, in this order: listening sockets, control socket, and
+	// the supervisor's.
+	what := inheritance{count: len(open), control: true, supervisor: s.g.Supervised()}
+	if what.supervisor {
+		open = append(open, s.g.supervisor)
+	}
 	err = withFDs(open, func(fds []int) error {
-		files := []uintptr{standard(0), standard(1), standard(2)}
-		for _, fd := range fds {
-			files = append(files, uintptr(fd))
-		}
-		files = append(files, uintptr(theirs))
+		fds = slices.Insert(slices.Clone(fds), what.count, theirs)
 		s.Started = time.Now()
-		pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{
-			Dir:   startDir,
-			Env:   successorEnv(os.Environ(), len(fds), firstFD+len(fds)),
-			Files: files,
-		})
+		pid, err := fork(fds, what.environ(os.Environ()), nil)
 		s.g.mu.Lock()
 		s.Pid = pid
 		s.g.mu.Unlock()
 		return err
 	})
-	syscall.Close(theirs)
 	if err != nil {
 		control.close()
-		return fmt.Errorf("starting %s: %w", path, err)
+		return err
 	}
 
 	s.control = control
@@ -156,6 +143,30 @@ func (s *Successor) start(providers map[string]func() []byte) error {
 	go s.receive()
 	go s.tell(told, providers)
 	return nil
+}
+
+// fork starts our own command line, in the directory in which we were started,
+// with the standard streams and then fds.
+func fork(fds []int, env []string, attr *syscall.SysProcAttr) (pid int, err error) {
+	path, err := lookUp(os.Args[0])
+	if err != nil {
+		return 0, fmt.Errorf("starting %s: %w", os.Args[0], err)
+	}
+	if startDirErr != nil {
+		return 0, fmt.Errorf("starting %s: the directory of the start is not known: %w", path, startDirErr)
+	}
+	if _, err := os.Stat(startDir); err != nil {
+		return 0, fmt.Errorf("starting %s in the directory of the start: %w", path, err)
+	}
+	files := []uintptr{standard(0), standard(1), standard(2)}
+	for _, fd := range fds {
+		files = append(files, uintptr(fd))
+	}
+	pid, err = syscall.ForkExec(path, os.Args, &syscall.ProcAttr{Dir: startDir, Env: env, Files: files, Sys: attr})
+	if err != nil {
+		return 0, fmt.Errorf("starting %s: %w", path, err)
+	}
+	return pid, nil
 }
 
 // lookUp finds the program anew, as it was given: a file that was replaced, or
@@ -493,10 +504,11 @@ func (s *Successor) Failed() bool {
 // Moves reports whether it takes connections over.
 func (s *Successor) Moves() bool { return isClosed(s.hello) && s.moves && !isClosed(s.heard) }
 
-// Status tells the successor how our drain goes.
-func (s *Successor) Status(text string) {
+// Status tells the successor how our drain goes; main, that it is the service
+// manager's main process now.
+func (s *Successor) Status(text string, main bool) {
 	if isClosed(s.hello) {
-		s.control.send(kindStatus, statusBody{text})
+		s.control.send(kindStatus, statusBody{text, main})
 	}
 }
 

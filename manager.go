@@ -1,0 +1,137 @@
+package grace
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/systemd"
+)
+
+// What a process manager wants to know: states by sd_notify(3), if it has asked
+// for them with NOTIFY_SOCKET, and the process id, in a file.
+
+// notify tells the service manager, if there is one.
+func (p *Process) notify(state string) {
+	if err := handoff.Self().Notify(state); err != nil {
+		p.logf("telling the service manager: %v", err)
+	}
+}
+
+// notifyServing says that this process is ready. A successor needs not: its
+// predecessor does, which the manager trusts. One of facebookgo/grace does not
+// know how.
+func (p *Process) notifyServing() {
+	switch handoff.Self().Origin() {
+	case handoff.Succeeded:
+	case handoff.SucceededLegacy:
+		p.notify(mainPID(os.Getpid()))
+	default:
+		p.notify("READY=1\nSTATUS=Serving with pid " + strconv.Itoa(os.Getpid()))
+		p.storeListeners()
+	}
+}
+
+// notifyMain makes a successor the manager's main process. Its watchdog starts
+// anew, so that the successor has time to take that over.
+func (p *Process) notifyMain(s *handoff.Successor) {
+	p.notify(mainPID(s.Pid))
+	s.Status("", true)
+}
+
+func mainPID(pid int) string {
+	return fmt.Sprintf("MAINPID=%d\nREADY=1\nWATCHDOG=1\nSTATUS=Serving with pid %d", pid, pid)
+}
+
+// extendTimeout asks the manager for patience, see EXTEND_TIMEOUT_USEC in
+// sd_notify(3).
+func extendTimeout(d time.Duration) string {
+	return fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds())
+}
+
+// onStatus says in words how the predecessor's drain goes, which it cannot say
+// itself when this is the main process.
+func (p *Process) onStatus(text string, main bool) {
+	if text != "" {
+		text = "; " + text
+	}
+	p.notify("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", os.Getpid(), text)))
+	if main {
+		p.storeListeners()
+	}
+}
+
+func (p *Process) storeListeners() {
+	if !p.StoreListeners {
+		return
+	}
+	if err := handoff.Self().StoreListeners(); err != nil {
+		p.logf("storing the listeners with the service manager: %v", err)
+	}
+}
+
+// watchdog says that this process is alive until done, if the manager wants that.
+func (p *Process) watchdog(done <-chan struct{}) {
+	interval := systemd.Watchdog(os.Getenv, os.Getpid())
+	if interval == 0 {
+		return
+	}
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			p.notify("WATCHDOG=1")
+		case <-done:
+			return
+		}
+	}
+}
+
+// writePIDFile makes PIDFile name this process.
+func (p *Process) writePIDFile() {
+	if p.PIDFile == "" {
+		return
+	}
+	if err := replaceFile(p.PIDFile, strconv.Itoa(os.Getpid())+"\n"); err != nil {
+		p.logf("writing the PID file: %v", err)
+	}
+}
+
+// removePIDFile removes PIDFile if it still names this process.
+func (p *Process) removePIDFile() {
+	if p.PIDFile == "" {
+		return
+	}
+	b, err := os.ReadFile(p.PIDFile)
+	if err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid()) {
+		err = os.Remove(p.PIDFile)
+	}
+	if err != nil && !os.IsNotExist(err) {
+		p.logf("removing the PID file: %v", err)
+	}
+}
+
+// replaceFile writes a file so that readers see the old content or the new.
+func replaceFile(path, content string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once it is renamed
+	_, err = f.WriteString(content)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	return err
+}

@@ -1,0 +1,23 @@
+package grace
+
+// Supervise lets this process stay while its successors come and go, for
+// process managers that want a pid that never changes: supervisord, runit,
+// Docker, a terminal. Call it first in main.
+//
+// In the process that the manager has started it never returns. It starts the
+// same command line as the first generation, becomes the parent of every later
+// one (as PID 1 it is by nature, otherwise as a subreaper, see prctl(2)), passes
+// signals on to the current generation, waits for all of them, and exits as the
+// last one did: with its status, or 128 plus the number of the signal that ended
+// it. It serves nothing itself.
+//
+// In a generation it returns nil at once. A generation whose supervisor was
+// killed stops as on SIGTERM: whoever has killed it will want to start a new one.
+//
+// Generations have a process group of their own, so that Ctrl-C and Ctrl-Z reach
+// them once, from the supervisor, which stays the terminal's foreground job. They
+// cannot read from that terminal.
+//
+// Where a process cannot become the parent of its grandchildren the error is
+// errors.ErrUnsupported: on all systems but Linux.
+func Supervise() error { return supervise() }
