@@ -21,8 +21,12 @@ import (
 // still returned, and counted.
 //
 // What Accept returns can do all that l's connections can, such as ReadFrom,
-// CloseWrite or SyscallConn.
+// CloseWrite or SyscallConn. A Listener that NewListener has made is returned as
+// it is.
 func NewListener(l Listener) Listener {
+	if l, ok := l.(*listener); ok {
+		return l
+	}
 	return &listener{Listener: l, gate: accept.New(l)}
 }
 

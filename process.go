@@ -56,8 +56,9 @@ type Process struct {
 	// Logger gets a line for each event. Nil means the standard logger.
 	Logger *log.Logger
 
+	restarting sync.Mutex // held by Restart
 	notifyOnce sync.Once
-	usr2       chan os.Signal // restart requests that came before Wait
+	usr2       chan os.Signal // restart requests, also those that come before Wait
 }
 
 // Inherit returns the listeners that the predecessor, or systemd, has handed to
@@ -83,6 +84,8 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 		l, ok := s.Listener().(Listener)
 		if !ok {
 			err := fmt.Errorf("grace: inheriting listeners: descriptor %d is %s, not a listening socket", s.Descriptor(), s.Describe())
+			g.Remove(func(other *handoff.Socket) bool { return other == s })
+			s.Open.Close()
 			for _, l := range listeners {
 				l.Close()
 			}
@@ -104,6 +107,11 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 // listeners and end: if Wait is running it does so; if not, the process gets
 // SIGTERM.
 func (p *Process) Restart(listeners []Listener) (err error) {
+	if !p.restarting.TryLock() {
+		return fmt.Errorf("grace: %w", handoff.ErrUnderWay)
+	}
+	defer p.restarting.Unlock()
+
 	start, pid := time.Now(), 0
 	if p.OnRestart != nil {
 		defer func() {

@@ -1,7 +1,6 @@
 package gracehttp
 
 import (
-	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -32,8 +31,10 @@ type conn struct {
 	mu       sync.Mutex // guards what follows
 	deadline time.Time  // for reads, as net/http wants it
 	largest  int        // what a Read between requests has asked for
-	fresh    bool       // no request has begun yet
-	idle     bool       // between requests: not a byte has been read since the last one
+	preface  int        // how much of HTTP/2's first line has been read, -1 if it is another
+	fresh    bool       // no request has been read yet
+	idle     bool       // between requests: no byte of the next one has been read
+	armed    bool       // net/http has set the deadline for being idle
 	reading  bool       // a Read is under way
 	kicked   bool       // the next, or waiting, Read must look whether to end
 	gone     bool       // moved or ended: Read returns io.EOF
@@ -116,15 +117,34 @@ func (c *conn) read(b []byte) (int, error) {
 			c.kicked = again
 		}
 		if n > 0 {
-			if c.fresh && c.idle && bytes.HasPrefix(b[:n], []byte("PRI * HT")) {
-				c.leave()
-			}
 			c.idle = false
+			c.lookForPreface(b[:n])
 		}
 		c.mu.Unlock()
 		if !again {
 			return n, err
 		}
+	}
+}
+
+// http2Preface begins an HTTP/2 connection without TLS (RFC 9113, section 3.4).
+const http2Preface = "PRI * HTTP/2.0\r\n"
+
+// lookForPreface recognizes HTTP/2 without TLS by a connection's first bytes.
+// The caller holds c.mu.
+func (c *conn) lookForPreface(b []byte) {
+	if !c.fresh || c.server.tls || c.preface < 0 || c.other {
+		return
+	}
+	rest := http2Preface[c.preface:]
+	n := min(len(b), len(rest))
+	if string(b[:n]) != rest[:n] {
+		c.preface = -1
+		return
+	}
+	c.preface += n
+	if c.preface == len(http2Preface) {
+		c.leave()
 	}
 }
 
@@ -225,7 +245,7 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 		if c.other {
 			return
 		}
-		c.idle = true
+		c.idle, c.armed = true, false
 		d := c.server.draining.Load()
 		switch {
 		case d == nil:
@@ -260,9 +280,16 @@ func (c *conn) close() error {
 	return err
 }
 
+// setReadDeadline is SetReadDeadline. After a response net/http sets the deadline
+// for being idle; the next time, the next request has begun: it may have been in
+// the buffer, so that no Read has shown it.
 func (c *conn) setReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.idle && !c.fresh {
+		c.idle = !c.armed
+		c.armed = true
+	}
 	c.deadline = t
 	if c.kicked && c.reading {
 		return nil // read sets it afterwards

@@ -2,6 +2,8 @@ package gracehttp
 
 import (
 	"context"
+	"errors"
+	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -17,8 +19,8 @@ type drain struct {
 	mover  *mover        // nil: connections are finished here
 
 	// since is when clients were first told to go elsewhere: the start, or the
-	// moment when the successor has refused connections. Unix nanoseconds.
-	since atomic.Int64
+	// moment when the successor has refused connections.
+	since atomic.Pointer[time.Time]
 }
 
 // Drain implements handoff.Drainer.
@@ -26,24 +28,27 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &drain{server: s, grace: s.app.idleGrace}
-	d.since.Store(time.Now().UnixNano())
+	d.begin()
 
-	// No new connections. Without a successor, those that the kernel has
-	// accepted already are served; with one, it serves them.
+	// No new connections. Those that the kernel has accepted already are served
+	// by the successor, or by the process that systemd starts next; if there is
+	// neither, here.
 	s.gate.Pause()
 	if to == nil {
 		d.grace = 0
-		handoff.Self().Accept(s.socket, nil)
-	} else if !s.tls && to.Moves() {
+	}
+	if to != nil && !s.tls && to.Moves() {
 		d.mover = newMover(s, to, d.refused)
 		go d.mover.run(ctx)
+	} else {
+		// What our predecessor still holds, it finishes.
+		handoff.Self().Accept(s.socket, nil)
 	}
 	s.draining.Store(d)
-	if to == nil && handoff.Self().Origin() != handoff.Activated {
+	if to == nil && !handoff.Self().Activated(s.socket) {
 		for _, c := range s.gate.Backlog() {
 			wrapped, core := s.wrap(c)
-			s.gate.Add(&core.entry)
-			s.admitted(core)
+			s.admit(core, s.gate.Add)
 			s.inject(wrapped)
 		}
 	}
@@ -105,9 +110,15 @@ func (d *drain) kickAfterGrace() { time.AfterFunc(d.server.app.idleGrace, d.kick
 // moves reports whether connections go to the successor.
 func (d *drain) moves() bool { return d.mover != nil && !d.mover.refused.Load() }
 
+// begin starts the grace time.
+func (d *drain) begin() {
+	now := time.Now()
+	d.since.Store(&now)
+}
+
 // refused is called when the successor takes no more connections.
 func (d *drain) refused(err error) {
-	d.since.Store(time.Now().UnixNano())
+	d.begin()
 	d.server.app.logf("%s: the successor takes no connections: %v; finishing them here", d.server.Addr(), err)
 	d.kickAfterGrace()
 }
@@ -124,7 +135,7 @@ func (d *drain) settle(c *conn, idleSince time.Time, grace time.Duration) bool {
 			return false // the drain was called off
 		}
 	}
-	since := time.Unix(0, d.since.Load())
+	since := *d.since.Load()
 	if idleSince.After(since) {
 		since = idleSince
 	}
@@ -184,22 +195,41 @@ func (m *mover) run(ctx context.Context) {
 				more = false
 			}
 		}
-		conns := make([]syscall.Conn, len(batch))
-		for i, o := range batch {
-			conns[i] = o.conn.raw
-		}
-		err := m.to.Move(m.server.socket, conns)
-		if err != nil {
-			m.refused.Store(true)
-		}
-		for _, o := range batch {
-			o.taken <- err == nil
-		}
-		if err != nil {
+		if err := m.move(batch); err != nil {
+			// A drain that was called off says nothing about the successor.
 			if ctx.Err() == nil {
 				m.onError(err)
+				m.refused.Store(true)
 			}
 			return
 		}
+	}
+}
+
+// move hands a batch over, without those that were closed while they waited, and
+// answers the offers.
+func (m *mover) move(batch []offer) error {
+	for {
+		var open []offer
+		var conns []syscall.Conn
+		for _, o := range batch {
+			if raw, err := o.conn.raw.SyscallConn(); err != nil || raw.Control(func(uintptr) {}) != nil {
+				o.taken <- true // there is nothing to read from it
+				continue
+			}
+			open, conns = append(open, o), append(conns, o.conn.raw)
+		}
+		if len(open) == 0 {
+			return nil
+		}
+		err := m.to.Move(m.server.socket, conns)
+		if errors.Is(err, net.ErrClosed) {
+			batch = open // another was closed just now
+			continue
+		}
+		for _, o := range open {
+			o.taken <- err == nil
+		}
+		return err
 	}
 }

@@ -154,7 +154,7 @@ func ServeWithOptions(servers []*http.Server, options ...Option) error {
 	if !*verbose {
 		a.process.Logger = log.New(io.Discard, "", 0)
 	}
-	if err := a.listen(servers); err != nil {
+	if err := a.listen(servers); err != nil || len(servers) == 0 {
 		return err
 	}
 	a.logServing()

@@ -43,7 +43,7 @@ type server struct {
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
 	shut    bool         // we have called its Shutdown
-	parked  bool         // Serve waits for what follows on that
+	parked  bool         // Serve waits for what follows on that, or has returned
 	closed  bool
 	changes sync.Cond // of shut, parked or closed
 	moved   *movedListener
@@ -65,6 +65,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	s.changes.L = &s.mu
 	srv.Handler = s
 	srv.ConnState = s.connState
+	srv.RegisterOnShutdown(s.userShutdown)
 	if s.tls {
 		keepTickets(srv, name)
 	} else {
@@ -86,7 +87,7 @@ func checkTLS(srv *http.Server) error {
 // connection takes no more requests (on HTTP/2, net/http makes that a GOAWAY),
 // unless the connection will be moved.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if d := s.draining.Load(); d != nil && (r.ProtoMajor > 1 || !d.moves()) && r.Header["Upgrade"] == nil {
+	if d := s.draining.Load(); d != nil && (r.ProtoMajor > 1 || !d.moves()) && !upgrades(r) {
 		w.Header().Set("Connection", "close")
 	}
 	h := s.handler
@@ -94,6 +95,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h = http.DefaultServeMux
 	}
 	h.ServeHTTP(w, r)
+}
+
+// upgrades reports whether the answer may be another protocol on the same
+// connection. HTTP/2 is none: net/http ignores that wish.
+func upgrades(r *http.Request) bool {
+	to := r.Header.Get("Upgrade")
+	return to != "" && to != "h2c"
 }
 
 // connState follows the connections' states.
@@ -118,11 +126,11 @@ func (s *server) Serve() error {
 		ours := s.shut || s.closed
 		s.parked = true
 		s.changes.Broadcast()
-		for s.shut && !s.closed {
+		for ours && s.shut && !s.closed {
 			s.changes.Wait()
 		}
-		s.parked = false
 		closed := s.closed
+		s.parked = closed || !ours
 		s.mu.Unlock()
 		switch {
 		case closed:
@@ -148,14 +156,15 @@ func (s *server) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	wrapped, core := s.wrap(c)
-	s.gate.Admit(&core.entry)
-	s.admitted(core)
+	s.admit(core, s.gate.Admit)
 	return wrapped, nil
 }
 
-// admitted is called when a connection is in the book.
-func (s *server) admitted(c *conn) {
+// admit enters a connection in the book. A drain that has begun meanwhile may
+// have missed it.
+func (s *server) admit(c *conn, enter func(*accept.Entry)) {
 	s.http1.Add(1)
+	enter(&c.entry)
 	if s.draining.Load() != nil {
 		c.kick()
 	}
@@ -248,8 +257,7 @@ func (s *server) inject(c net.Conn) {
 func (s *server) take(conns []net.Conn) {
 	for _, c := range conns {
 		wrapped, core := s.wrap(c)
-		s.gate.Add(&core.entry)
-		s.admitted(core)
+		s.admit(core, s.gate.Add)
 		go s.park(wrapped, core)
 	}
 }
@@ -283,6 +291,16 @@ func (s *server) shutdown(ctx context.Context) {
 	go srv.Shutdown(ctx)
 	if srv != s.user {
 		go s.user.Shutdown(ctx)
+	}
+}
+
+// userShutdown is called when Shutdown of the user's http.Server is. If that was
+// not us, and a copy serves in its place, it is meant for the copy.
+func (s *server) userShutdown() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.http != s.user && !s.shut && !s.closed {
+		go s.http.Shutdown(context.Background())
 	}
 }
 

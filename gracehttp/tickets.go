@@ -68,6 +68,7 @@ func managesTickets(c *tls.Config) bool {
 	if c.SessionTicketsDisabled || c.WrapSession != nil || c.UnwrapSession != nil || c.GetConfigForClient != nil {
 		return true
 	}
+	//lint:ignore SA1019 a config that still sets it manages tickets
 	if c.SessionTicketKey != [32]byte{} {
 		return true
 	}

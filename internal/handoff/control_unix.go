@@ -92,6 +92,9 @@ func (c *control) send(k kind, body any, fds ...int) error {
 			if len(rest) < len(b) {
 				c.shutdown() // half a message: nothing that follows could be read
 			}
+			if errors.Is(err, net.ErrClosed) {
+				err = io.ErrClosedPipe // unlike a descriptor that was to be sent
+			}
 			return err
 		}
 		rest, rights = rest[n:], nil

@@ -47,9 +47,11 @@ type Generation struct {
 	ready    sync.Once
 	readyErr error
 
+	taking    sync.Mutex // held while a batch is taken; guards what follows
+	receivers map[int]func([]net.Conn)
+
 	mu        sync.Mutex // guards what follows
 	successor *Successor // starting or serving
-	receivers map[int]func([]net.Conn)
 	providers map[string]func() []byte
 	onReady   func(*Successor)
 	onStatus  func(text string, main bool)
@@ -98,6 +100,12 @@ func (g *Generation) Find(match func(*Socket) bool) *Socket { return g.pool.find
 // closed.
 func (g *Generation) Add(s *Socket) { g.pool.add(s) }
 
+// Activated reports whether a listener is systemd's, which keeps it open.
+func (g *Generation) Activated(l net.Listener) bool {
+	s := g.Find(func(s *Socket) bool { return s.Open == l })
+	return s != nil && s.Activated
+}
+
 // Remove lets the sockets that match accepts stay here, and returns them.
 func (g *Generation) Remove(match func(*Socket) bool) []*Socket { return g.pool.remove(match) }
 
@@ -122,19 +130,20 @@ func (g *Generation) Provide(name string, f func() []byte) {
 }
 
 // Accept calls take with the connections of a listener that the predecessor
-// hands over; they are the receiver's then. A nil take refuses them.
+// hands over; they are the receiver's then. A nil take refuses them: once
+// Accept has returned, no more will come.
 func (g *Generation) Accept(l net.Listener, take func([]net.Conn)) {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
 	if s == nil || s.index < 0 {
 		return // opened here: the predecessor does not know it
 	}
-	g.mu.Lock()
+	g.taking.Lock()
+	defer g.taking.Unlock()
 	if take != nil {
 		g.receivers[s.index] = take
 	} else {
 		delete(g.receivers, s.index)
 	}
-	g.mu.Unlock()
 }
 
 // PredecessorGone is closed once no predecessor is left that could still hand

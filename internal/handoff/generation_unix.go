@@ -295,9 +295,9 @@ func (g *Generation) takeConns(m *message) {
 		closeAll(m.fds)
 		return // the predecessor hears nothing, and keeps them
 	}
-	g.mu.Lock()
+	g.taking.Lock()
+	defer g.taking.Unlock()
 	take := g.receivers[b.Listener]
-	g.mu.Unlock()
 
 	var conns []net.Conn
 	var err error

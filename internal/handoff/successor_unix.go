@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -311,7 +312,7 @@ func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) 
 
 // isGone reports whether an error says that the other end is closed.
 func isGone(err error) bool {
-	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrClosedPipe)
 }
 
 // wait waits for the successor's end, so that it does not stay as a zombie.
@@ -514,11 +515,12 @@ func (s *Successor) Status(text string, main bool) {
 
 // Move hands connections of a listener over, at most MaxMove at a time, and
 // waits for the answer. After nil they are the successor's: close them here.
-// After an error they are still ours, and nobody else reads them.
+// After an error they are still ours, and nobody else reads them; net.ErrClosed
+// says that one of them was closed, and the others may be moved without it.
 func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn) error {
 	id, err := identify(listener)
 	if err != nil {
-		return err
+		return fmt.Errorf("the listener is closed: %v", err)
 	}
 	place, ok := s.passed[id]
 	if !ok {
