@@ -1,6 +1,8 @@
 package systemd
 
 import (
+	"net"
+	"os"
 	"syscall"
 	"unsafe"
 )
@@ -14,9 +16,22 @@ func monotonicUsec() int64 {
 	return ts.Nano() / 1000
 }
 
-func rights(fds []int) []byte {
-	if len(fds) == 0 {
-		return nil
+// send does what WriteMsgUnix refuses to do on a connected datagram socket.
+func send(c *net.UnixConn, state []byte, fds []int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = syscall.UnixRights(fds...)
 	}
-	return syscall.UnixRights(fds...)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	writeErr := raw.Write(func(fd uintptr) bool {
+		err = syscall.Sendmsg(int(fd), state, rights, nil, syscall.MSG_NOSIGNAL)
+		return err != syscall.EAGAIN
+	})
+	if writeErr != nil {
+		return writeErr
+	}
+	return os.NewSyscallError("sendmsg", err)
 }

@@ -2,8 +2,14 @@
 
 package systemd
 
-// There is no systemd here, and so nobody to receive these.
+import "net"
+
+// There is no systemd here: whoever listens follows its protocol as far as it
+// goes without descriptors.
 
 func monotonicUsec() int64 { return 0 }
 
-func rights(fds []int) []byte { return nil }
+func send(c *net.UnixConn, state []byte, fds []int) error {
+	_, err := c.Write(state)
+	return err
+}

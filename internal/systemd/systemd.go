@@ -33,8 +33,7 @@ func Notify(socket, state string, fds ...int) error {
 	}
 	defer c.Close()
 	c.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	_, _, err = c.WriteMsgUnix([]byte(state), rights(fds), nil)
-	return err
+	return send(c, []byte(state), fds)
 }
 
 // Watchdog returns how often the manager must hear WATCHDOG=1 from process pid,
