@@ -26,21 +26,45 @@ func (p *Process) notify(state string) {
 // predecessor does, which the manager trusts. One of facebookgo/grace does not
 // know how.
 func (p *Process) notifyServing() {
-	switch handoff.Self().Origin() {
+	g := handoff.Self()
+	switch g.Origin() {
 	case handoff.Succeeded:
+		go func() {
+			<-g.PredecessorGone()
+			p.becomeMain() // if it was not before, nobody else is
+		}()
 	case handoff.SucceededLegacy:
+		p.becomeMain()
 		p.notify(mainPID(os.Getpid()))
 	default:
+		p.becomeMain()
 		p.notify("READY=1\nSTATUS=Serving with pid " + strconv.Itoa(os.Getpid()))
 		p.storeListeners()
 	}
 }
 
-// notifyMain makes a successor the manager's main process. Its watchdog starts
-// anew, so that the successor has time to take that over.
+// becomeMain is called when the service manager takes us for the main process.
+func (p *Process) becomeMain() {
+	p.mainOnce.Do(func() { close(p.main) })
+	p.isMain.Store(true)
+}
+
+// notifyMain makes a successor the manager's main process, unless it is already.
+// Its watchdog starts anew, so that the successor has time to take that over.
+// If our own predecessor is just about to make us the main process, notifyMain
+// waits for that: before, nobody would listen.
 func (p *Process) notifyMain(s *handoff.Successor) {
-	p.notify(mainPID(s.Pid))
-	s.Status("", true)
+	if !handoff.Self().Managed() {
+		return
+	}
+	select {
+	case <-p.main:
+	case <-time.After(probation):
+	}
+	if p.isMain.Swap(false) {
+		p.notify(mainPID(s.Pid))
+		s.Status("", true)
+	}
 }
 
 func mainPID(pid int) string {
@@ -59,10 +83,11 @@ func (p *Process) onStatus(text string, main bool) {
 	if text != "" {
 		text = "; " + text
 	}
-	p.notify("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", os.Getpid(), text)))
 	if main {
+		p.becomeMain()
 		p.storeListeners()
 	}
+	p.notify("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", os.Getpid(), text)))
 }
 
 func (p *Process) storeListeners() {
@@ -74,7 +99,8 @@ func (p *Process) storeListeners() {
 	}
 }
 
-// watchdog says that this process is alive until done, if the manager wants that.
+// watchdog says that this process is alive, while it is the main process and
+// until done, if the manager wants that.
 func (p *Process) watchdog(done <-chan struct{}) {
 	interval := systemd.Watchdog(os.Getenv, os.Getpid())
 	if interval == 0 {
@@ -85,7 +111,9 @@ func (p *Process) watchdog(done <-chan struct{}) {
 	for {
 		select {
 		case <-t.C:
-			p.notify("WATCHDOG=1")
+			if p.isMain.Load() {
+				p.notify("WATCHDOG=1")
+			}
 		case <-done:
 			return
 		}

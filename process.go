@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
@@ -33,8 +34,8 @@ type Process struct {
 
 	// Standby is how long this process stays after it has been drained, not
 	// accepting, ready to take over again if the successor fails. Zero means not
-	// at all. Under systemd, the successor becomes the main process when this
-	// time is over: the failure of a main process would end the service.
+	// at all. Under systemd the successor becomes the main process when this time
+	// is over, since only a main process may say which one is.
 	Standby time.Duration
 
 	// PIDFile, if not empty, is the path of a file that holds the process id of
@@ -56,7 +57,10 @@ type Process struct {
 	// Logger gets a line for each event. Nil means the standard logger.
 	Logger *log.Logger
 
-	restarting sync.Mutex // held by Restart
+	restarting sync.Mutex    // held by Restart
+	isMain     atomic.Bool   // the service manager takes us for the main process
+	main       chan struct{} // closed when it first does; made by Wait
+	mainOnce   sync.Once
 	notifyOnce sync.Once
 	usr2       chan os.Signal // restart requests, also those that come before Wait
 }
@@ -107,46 +111,47 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 // listeners and end: if Wait is running it does so; if not, the process gets
 // SIGTERM.
 func (p *Process) Restart(listeners []Listener) (err error) {
+	start := time.Now()
+	pid, err := p.restart(listeners)
+	if errors.Is(err, handoff.ErrUnderWay) {
+		return err
+	}
+	if err != nil {
+		p.notify("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Restart failed: %v; serving with pid %d", err, os.Getpid())))
+	}
+	if p.OnRestart != nil {
+		p.OnRestart(pid, time.Since(start), err)
+	}
+	return err
+}
+
+// restart returns the successor's process id, 0 if none was started.
+func (p *Process) restart(listeners []Listener) (pid int, err error) {
+	g := handoff.Self()
 	if !p.restarting.TryLock() {
-		return fmt.Errorf("grace: %w", handoff.ErrUnderWay)
+		return 0, fmt.Errorf("grace: %w", handoff.ErrUnderWay)
 	}
 	defer p.restarting.Unlock()
-
-	start, pid := time.Now(), 0
-	if p.OnRestart != nil {
-		defer func() {
-			if !errors.Is(err, handoff.ErrUnderWay) {
-				p.OnRestart(pid, time.Since(start), err)
-			}
-		}()
-	}
-	p.notify(systemd.Reloading() + "\nSTATUS=Starting a successor")
-	defer func() {
-		if err != nil && !errors.Is(err, handoff.ErrUnderWay) {
-			p.notify("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Restart failed: %v; serving with pid %d", err, os.Getpid())))
-		}
-	}()
-
-	if p.PreStart != nil {
-		if err := p.PreStart(); err != nil {
-			return fmt.Errorf("before the start: %w", err)
-		}
-	}
-	s, err := handoff.Self().Start(netListeners(listeners))
-	if err != nil {
-		return fmt.Errorf("grace: %w", err)
-	}
-	pid = s.Pid
-	p.logf("restart: started pid %d", pid)
 	timeout := p.StartTimeout
 	if timeout == 0 {
 		timeout = defaultStartTimeout
 	}
-	p.notify(extendTimeout(timeout))
-	if err := s.HandOver(timeout); err != nil {
-		return fmt.Errorf("grace: successor %s: %w", os.Args[0], err)
+
+	p.notify(systemd.Reloading() + "\n" + extendTimeout(timeout) + "\nSTATUS=Starting a successor")
+	if p.PreStart != nil {
+		if err := p.PreStart(); err != nil {
+			return 0, fmt.Errorf("before the start: %w", err)
+		}
 	}
-	return nil
+	s, err := g.Start(netListeners(listeners))
+	if err != nil {
+		return 0, fmt.Errorf("grace: %w", err)
+	}
+	p.logf("restart: started pid %d", s.Pid)
+	if err := s.HandOver(timeout); err != nil {
+		return s.Pid, fmt.Errorf("grace: successor %s: %w", os.Args[0], err)
+	}
+	return s.Pid, nil
 }
 
 // CloseParent tells the predecessor that this process is ready, whereupon it

@@ -50,11 +50,15 @@ type waiter struct {
 	signals   chan os.Signal
 	ready     chan *handoff.Successor
 	failed    chan error // of a server that cannot go on
+	told      time.Time  // to stop, first
 }
 
 func (w *waiter) run() error {
 	signal.Notify(w.signals, os.Interrupt, syscall.SIGTERM)
 	w.p.watchRestart()
+	if w.p.main == nil {
+		w.p.main = make(chan struct{})
+	}
 	defer signal.Stop(w.signals)
 	w.g.Stop(false)
 	w.g.SetLogger(w.p.Logger)
@@ -79,6 +83,7 @@ func (w *waiter) run() error {
 				continue // s arrives on w.ready
 			}
 			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
+			w.told = time.Now()
 			return w.stop()
 
 		case err := <-w.failed:
@@ -87,6 +92,7 @@ func (w *waiter) run() error {
 
 		case <-w.g.Unsupervised():
 			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
+			w.told = time.Now()
 			return w.stop()
 
 		case s := <-w.ready:
@@ -125,11 +131,18 @@ func (w *waiter) serve() error {
 	return nil
 }
 
+// same reports whether a second request to stop is the first one, come by another
+// way: what is meant for all processes of a service, as from systemd or pkill(1),
+// reaches a generation from its supervisor too.
+func (w *waiter) same() bool {
+	return w.g.Supervised() && time.Since(w.told) < time.Second
+}
+
 // stop closes all listeners. No successor takes over.
 func (w *waiter) stop() error {
 	w.g.Stop(true)
 	w.g.StepDown()
-	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left())
+	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + extendTimeout(drainTick*5))
 	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
 	defer cancel()
@@ -141,6 +154,9 @@ func (w *waiter) stop() error {
 			progress.end(err)
 			return err
 		case sig := <-w.signals:
+			if w.same() {
+				continue
+			}
 			w.p.logf("%v again: ending now; left: %s", sig, w.left())
 			die(sig)
 		case <-w.p.usr2:
@@ -157,23 +173,26 @@ func (w *waiter) stop() error {
 func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
 	w.g.StepDown()
-	if w.p.Standby == 0 {
-		w.p.notifyMain(s)
-	} else {
-		w.p.notify("READY=1\nSTATUS=Standing by for pid " + strconv.Itoa(s.Pid))
-	}
+	w.p.notify("READY=1\nSTATUS=Serving with pid " + strconv.Itoa(s.Pid))
 	drained, cancel := w.drain(s)
 	defer cancel()
 	progress := w.newProgress()
 	defer progress.stop()
 
-	exited, told := s.Exited(), false
-	var drainErr error
-	var standby <-chan time.Time
+	var (
+		exited      = s.Exited()
+		steppedDown = s.SteppedDown()
+		survived    <-chan time.Time // the successor has, for long enough to be the main process
+		standby     <-chan time.Time // is over
+		told        = false          // to stop
+		drainErr    error
+	)
+	if w.p.Standby == 0 {
+		survived = time.After(probation)
+	}
 	end := func() (bool, error) {
-		if w.p.Standby > 0 {
-			w.p.notifyMain(s)
-		}
+		w.p.notifyMain(s)
+		s.Status("", false)
 		w.closeAll(drainErr != nil)
 		progress.end(drainErr)
 		return true, drainErr
@@ -189,6 +208,13 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 
 		case <-standby:
 			return end()
+
+		case <-survived:
+			w.p.notifyMain(s)
+
+		case <-steppedDown:
+			w.p.notifyMain(s) // it needs that to name its own successor
+			steppedDown = nil
 
 		case <-exited:
 			exited = nil
@@ -208,19 +234,23 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			return false, nil
 
 		case sig := <-w.signals:
+			if told && w.same() {
+				continue
+			}
 			if told {
 				w.p.logf("%v again: ending now; left: %s", sig, w.left())
 				die(sig)
 			}
 			// Whoever stops the successor as well must not wake us by that.
 			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
-			told = true
+			told, w.told = true, time.Now()
 			if standby != nil {
 				return end()
 			}
 
 		case <-w.p.usr2:
-			w.p.logf("restart signal ignored: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
+			w.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
+			s.Signal(restartSignal)
 
 		case <-progress.tick:
 			if standby == nil {
@@ -237,6 +267,7 @@ func (w *waiter) takeBack(s *handoff.Successor) {
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	w.p.logf("restart failed: %v; serving again with pid %d", err, os.Getpid())
 	w.p.writePIDFile()
+	w.p.isMain.Store(true)
 	w.p.notify(mainPID(os.Getpid()))
 	if w.p.OnRestart != nil {
 		w.p.OnRestart(s.Pid, time.Since(s.Started), err)
@@ -260,6 +291,17 @@ func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func
 				errs[i] = d.Drain(ctx, to)
 			} else {
 				errs[i] = closeWithin(ctx, l)
+			}
+		}()
+	}
+	if to == nil && w.g.Managed() {
+		// When the main process ends, a service manager ends the others too.
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			select {
+			case <-w.g.PredecessorGone():
+			case <-ctx.Done():
 			}
 		}()
 	}
@@ -341,6 +383,11 @@ func (w *waiter) left() string {
 	}
 	return strings.Join(parts, ", ")
 }
+
+// probation is how long a successor must live to become the service manager's
+// main process before its predecessor has ended. A manager takes only a main
+// process's word on which one is: after that, there is no way back.
+const probation = time.Second
 
 // drainTick is how often a long drain is reported.
 const drainTick = time.Second

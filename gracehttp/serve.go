@@ -26,6 +26,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -157,7 +158,6 @@ func ServeWithOptions(servers []*http.Server, options ...Option) error {
 	if err := a.listen(servers); err != nil || len(servers) == 0 {
 		return err
 	}
-	a.logServing()
 	current.Store(a)
 	defer current.CompareAndSwap(a, nil)
 	defer a.cut()
@@ -214,6 +214,9 @@ func (a *app) listen(servers []*http.Server) (err error) {
 		names = append(names, network+" "+addr)
 	}
 	for i, srv := range servers {
+		if n := slices.Index(names, names[i]); n < i {
+			names[i] += fmt.Sprintf(" (%d)", i) // another with the same address, on port 0
+		}
 		a.servers = append(a.servers, newServer(a, srv, sockets[i], names[i]))
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -39,6 +40,7 @@ type server struct {
 	draining atomic.Pointer[drain] // nil: not draining
 	http1    atomic.Int64          // open connections that are neither HTTP/2 nor hijacked
 	changed  chan struct{}         // http1 may have become 0
+	hooks    atomic.Int64          // calls of userShutdown that are ours, and still to come
 
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
@@ -59,10 +61,18 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		tls:     srv.TLSConfig != nil,
 		handler: srv.Handler,
 		state:   srv.ConnState,
-		proto:   srv.TLSNextProto,
 		changed: make(chan struct{}, 1),
 	}
 	s.changes.L = &s.mu
+	if srv.TLSNextProto != nil {
+		s.proto = maps.Clone(srv.TLSNextProto)
+		for name, serve := range s.proto {
+			if name != "h2" {
+				s.proto[name] = otherProtocol(serve)
+			}
+		}
+		srv.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
+	}
 	srv.Handler = s
 	srv.ConnState = s.connState
 	srv.RegisterOnShutdown(s.userShutdown)
@@ -72,6 +82,19 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		handoff.Self().Accept(l, s.take)
 	}
 	return s
+}
+
+// otherProtocol lets connections that speak a protocol of the user's own count as
+// hijacked ones: net/http tells nothing of their states.
+func otherProtocol(serve func(*http.Server, *tls.Conn, http.Handler)) func(*http.Server, *tls.Conn, http.Handler) {
+	return func(srv *http.Server, c *tls.Conn, h http.Handler) {
+		if core := coreOf(c); core != nil {
+			core.mu.Lock()
+			core.leave()
+			core.mu.Unlock()
+		}
+		serve(srv, c, h)
+	}
 }
 
 // checkTLS finds what would make ServeTLS fail, while a predecessor still serves.
@@ -116,6 +139,9 @@ func (s *server) connState(nc net.Conn, state http.ConnState) {
 
 // Serve implements handoff.Server.
 func (s *server) Serve() error {
+	if s == s.app.servers[0] {
+		s.app.logServing()
+	}
 	for {
 		s.mu.Lock()
 		srv := s.http
@@ -288,18 +314,23 @@ func (s *server) shutdown(ctx context.Context) {
 	s.shut = true
 	srv := s.http
 	s.mu.Unlock()
-	go srv.Shutdown(ctx)
+	s.hooks.Add(1)
+	go s.user.Shutdown(ctx)
 	if srv != s.user {
-		go s.user.Shutdown(ctx)
+		go srv.Shutdown(ctx)
 	}
 }
 
-// userShutdown is called when Shutdown of the user's http.Server is. If that was
-// not us, and a copy serves in its place, it is meant for the copy.
+// userShutdown runs, some time, for each call of the user's Shutdown. If that was
+// not ours, and a copy serves in the user's place, it is meant for the copy.
 func (s *server) userShutdown() {
+	if s.hooks.Add(-1) >= 0 {
+		return
+	}
+	s.hooks.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.http != s.user && !s.shut && !s.closed {
+	if s.http != s.user && !s.closed {
 		go s.http.Shutdown(context.Background())
 	}
 }

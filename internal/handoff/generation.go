@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/facebookgo/grace/internal/systemd"
 )
 
 var (
@@ -71,7 +73,6 @@ func newGeneration() *Generation {
 	gone := make(chan struct{})
 	close(gone)
 	return &Generation{
-		ppid:      os.Getppid(),
 		gone:      gone,
 		states:    map[string][]byte{},
 		receivers: map[int]func([]net.Conn){},
@@ -209,6 +210,11 @@ func (g *Generation) Supervised() bool { return g.supervisor != nil }
 
 // Unsupervised is closed when the supervisor has ended. It is nil without one.
 func (g *Generation) Unsupervised() <-chan struct{} { return g.unsupervised }
+
+// Managed reports whether somebody listens to Notify.
+func (g *Generation) Managed() bool {
+	return g.supervisor != nil || os.Getenv(systemd.EnvSocket) != ""
+}
 
 // Notify tells the supervisor, or else the service manager at NOTIFY_SOCKET, of
 // a state, lines of NAME=VALUE as in sd_notify(3). With neither it does nothing.

@@ -43,6 +43,13 @@ func closeOnExec() int {
 	return max(announced, 0)
 }
 
+// parent is who started us, and parentIsSame whether it runs the same program:
+// both as of now, since it may end.
+var (
+	parent       = os.Getppid()
+	parentIsSame = os.Getenv(envFDs) != "" && sameProgram(parent)
+)
+
 // earlyControl is the control socket. It is opened, and the predecessor told
 // that we speak its protocol, before main starts: a predecessor that does not
 // hear it takes SIGTERM for the word of a successor built on facebookgo/grace.
@@ -84,6 +91,7 @@ func announcedFD(name string) (int, error) {
 
 // load reads what we were told to inherit. On an error nothing is.
 func (g *Generation) load() {
+	g.ppid = parent
 	getenv := func(name string) string {
 		if name == envControl && earlyControl != nil || name == envSupervisor && earlySupervisor != nil {
 			return strconv.Itoa(firstFD) // it is open already; any descriptor will do
@@ -100,16 +108,15 @@ func (g *Generation) load() {
 		g.unsupervised = make(chan struct{})
 		go g.watchSupervisor()
 	}
-	a, err := readEnv(getenv, os.Getpid(), func() bool { return sameProgram(g.ppid) })
+	a, err := readEnv(getenv, os.Getpid(), func() bool { return parentIsSame })
+	clearEnv() // also what has leaked to us, and would to our children
 	if err != nil {
-		clearEnv()
 		g.err = err
 		return
 	}
 	if a.origin == Fresh {
 		return
 	}
-	clearEnv()
 	if err := g.inherit(a, inherited); err != nil {
 		g.err = err
 		g.pool.closeUnused()
@@ -371,6 +378,7 @@ func (g *Generation) Ready() error {
 				}
 			}
 		}
+		g.tellSupervisor("MAINPID=" + strconv.Itoa(os.Getpid()))
 		g.pool.closeUnused()
 		g.pool.keepPaths(false)
 	})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"syscall"
 	"time"
@@ -47,7 +48,9 @@ func (s *Successor) giveUp()                                 {}
 func (s *Successor) TermMeansReady() bool                    { return false }
 func (s *Successor) HandOver(time.Duration) error            { return errors.ErrUnsupported }
 func (s *Successor) Exited() <-chan struct{}                 { return nil }
+func (s *Successor) SteppedDown() <-chan struct{}            { return nil }
 func (s *Successor) ExitError() error                        { return nil }
+func (s *Successor) Signal(os.Signal)                        {}
 func (s *Successor) Failed() bool                            { return false }
 func (s *Successor) Moves() bool                             { return false }
 func (s *Successor) Status(string, bool)                     {}

@@ -42,38 +42,43 @@ type Successor struct {
 	listeners []net.Listener   // what Start was called with
 	passed    map[socketID]int // which listening sockets it has, and where
 
-	hello      chan struct{} // closed when it has said that it is built on this library
-	moves      bool          // it takes connections over; set before hello is closed
-	ready      chan struct{} // closed when it serves
-	markOnce   sync.Once
-	givenUp    chan struct{} // closed when we no longer wait for ready
-	giveUpOnce sync.Once
-	heard      chan struct{} // closed when it can say no more
-	exited     chan struct{} // closed when it has ended and was waited for
-	state      *os.ProcessState
-	waitErr    error
+	hello       chan struct{} // closed when it has said that it is built on this library
+	moves       bool          // it takes connections over; set before hello is closed
+	ready       chan struct{} // closed when it serves
+	markOnce    sync.Once
+	givenUp     chan struct{} // closed when we no longer wait for ready
+	giveUpOnce  sync.Once
+	heard       chan struct{} // closed when it can say no more
+	exited      chan struct{} // closed when it has ended and was waited for
+	steppedDown chan struct{} // closed when it has said that it is ending itself
+	state       *os.ProcessState
+	waitErr     error
 
-	mu          sync.Mutex // guards what follows
-	steppedDown bool
-	batch       int
-	waiting     map[int]chan error // for the answer to a batch
+	mu      sync.Mutex // guards what follows
+	batch   int
+	waiting map[int]chan error // for the answer to a batch
+}
+
+func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
+	return &Successor{
+		g:           g,
+		listeners:   listeners,
+		hello:       make(chan struct{}),
+		ready:       make(chan struct{}),
+		givenUp:     make(chan struct{}),
+		heard:       make(chan struct{}),
+		exited:      make(chan struct{}),
+		steppedDown: make(chan struct{}),
+		passed:      map[socketID]int{},
+		waiting:     map[int]chan error{},
+	}
 }
 
 // Start starts the same command line as a successor, which inherits the
 // listeners in their order, then all that is in the pool and not among them.
 // It returns as soon as the process runs. Only one may be there at a time.
 func (g *Generation) Start(listeners []net.Listener) (*Successor, error) {
-	s := &Successor{
-		g:         g,
-		listeners: listeners,
-		hello:     make(chan struct{}),
-		ready:     make(chan struct{}),
-		givenUp:   make(chan struct{}),
-		heard:     make(chan struct{}),
-		exited:    make(chan struct{}),
-		passed:    map[socketID]int{},
-		waiting:   map[int]chan error{},
-	}
+	s := newSuccessor(g, listeners)
 	g.mu.Lock()
 	if err := g.refusal; err != nil {
 		g.mu.Unlock()
@@ -318,6 +323,9 @@ func isGone(err error) bool {
 // wait waits for the successor's end, so that it does not stay as a zombie.
 func (s *Successor) wait() {
 	s.state, s.waitErr = s.process.Wait()
+	if s.waitErr == nil {
+		s.g.tellSupervisor(fmt.Sprintf("%s%d %d", StateEnded, s.Pid, s.state.Sys()))
+	}
 	s.control.shutdown() // its children may still hold the other end
 	<-s.heard
 	s.g.forget(s)
@@ -350,9 +358,9 @@ func (s *Successor) receive() {
 				s.answered(b)
 			}
 		case kindStepDown:
-			s.mu.Lock()
-			s.steppedDown = true
-			s.mu.Unlock()
+			if !isClosed(s.steppedDown) {
+				close(s.steppedDown)
+			}
 		}
 	}
 }
@@ -482,6 +490,10 @@ func (s *Successor) giveUp() { s.giveUpOnce.Do(func() { close(s.givenUp) }) }
 // Exited is closed when the successor has ended.
 func (s *Successor) Exited() <-chan struct{} { return s.exited }
 
+// SteppedDown is closed when the successor has said that it is ending itself: it
+// was told to, or has a successor of its own.
+func (s *Successor) SteppedDown() <-chan struct{} { return s.steppedDown }
+
 // ExitError says how the successor ended, or nil if it has not. It is an
 // *exec.ExitError unless the process could not be waited for.
 func (s *Successor) ExitError() error {
@@ -494,12 +506,13 @@ func (s *Successor) ExitError() error {
 	return &exec.ExitError{ProcessState: s.state}
 }
 
+// Signal sends a signal, unless the successor has ended.
+func (s *Successor) Signal(sig os.Signal) { s.process.Signal(sig) }
+
 // Failed reports whether the successor's end is one that calls for taking over
 // again: it did not say that it was stepping down, nor exit with status 0.
 func (s *Successor) Failed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return isClosed(s.exited) && !s.steppedDown && (s.state == nil || !s.state.Success())
+	return isClosed(s.exited) && !isClosed(s.steppedDown) && (s.state == nil || !s.state.Success())
 }
 
 // Moves reports whether it takes connections over.

@@ -34,10 +34,32 @@ func openSupervisor() (*net.UnixConn, error) {
 	return c, nil
 }
 
-// watchSupervisor waits for the supervisor's end: it never writes.
+// StateEnded begins a line for the supervisor alone: a generation that has waited
+// for its successor tells the process id and the wait status, as two numbers.
+const StateEnded = "GRACE_ENDED="
+
+// watchSupervisor waits for the supervisor's end: it never writes. A program with
+// a signal loop of its own gets SIGTERM then.
 func (g *Generation) watchSupervisor() {
 	io.Copy(io.Discard, g.supervisor)
 	close(g.unsupervised)
+	g.mu.Lock()
+	waits := g.onReady != nil
+	g.mu.Unlock()
+	if !waits {
+		g.logf("grace: the supervisor has ended: stopping pid %d", os.Getpid())
+		syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	}
+}
+
+// tellSupervisor says something that is not meant for the service manager.
+func (g *Generation) tellSupervisor(state string) {
+	if g.supervisor == nil {
+		return
+	}
+	if err := g.notify(state); err != nil {
+		g.logf("grace: telling the supervisor: %v", err)
+	}
 }
 
 func (g *Generation) notify(state string, fds ...int) error {
