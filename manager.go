@@ -32,6 +32,12 @@ func (p *Process) notifyServing() {
 		go func() {
 			<-g.PredecessorGone()
 			p.becomeMain() // if it was not before, nobody else is
+			if !p.isMain.Load() {
+				return // its successor is
+			}
+			if err := g.Adopted(); err != nil {
+				p.logf("telling the service manager that it is the parent of pid %d now: %v", os.Getpid(), err)
+			}
 		}()
 	case handoff.SucceededLegacy:
 		p.becomeMain()
@@ -45,8 +51,10 @@ func (p *Process) notifyServing() {
 
 // becomeMain is called when the service manager takes us for the main process.
 func (p *Process) becomeMain() {
-	p.mainOnce.Do(func() { close(p.main) })
-	p.isMain.Store(true)
+	p.mainOnce.Do(func() {
+		p.isMain.Store(true)
+		close(p.main)
+	})
 }
 
 // notifyMain makes a successor the manager's main process, unless it is already.
@@ -71,10 +79,29 @@ func mainPID(pid int) string {
 	return fmt.Sprintf("MAINPID=%d\nREADY=1\nWATCHDOG=1\nSTATUS=Serving with pid %d", pid, pid)
 }
 
-// extendTimeout asks the manager for patience, see EXTEND_TIMEOUT_USEC in
-// sd_notify(3).
-func extendTimeout(d time.Duration) string {
-	return fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds())
+// patience asks the manager to wait for another five seconds, see
+// EXTEND_TIMEOUT_USEC in sd_notify(3). It must be repeated: a manager may forget
+// it when something else happens.
+const (
+	patience     = "EXTEND_TIMEOUT_USEC=5000000"
+	patienceTick = 500 * time.Millisecond
+)
+
+// repeat tells the manager a state until done.
+func (p *Process) repeat(state string, interval time.Duration, done <-chan struct{}) {
+	if !handoff.Self().Managed() {
+		return
+	}
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			p.notify(state)
+		case <-done:
+			return
+		}
+	}
 }
 
 // onStatus says in words how the predecessor's drain goes, which it cannot say

@@ -7,16 +7,21 @@ package grace
 // In the process that the manager has started it never returns. It starts the
 // same command line as the first generation, becomes the parent of every later
 // one (as PID 1 it is by nature, otherwise as a subreaper, see prctl(2)), passes
-// signals on to the current generation, waits for all of them, and exits as the
-// last one did: with its status, or 128 plus the number of the signal that ended
-// it. It serves nothing itself.
+// signals on, waits for all of them, and exits as the last one did: with its
+// status, or 128 plus the number of the signal that ended it. It serves nothing
+// itself.
 //
-// In a generation it returns nil at once. A generation whose supervisor was
-// killed stops as on SIGTERM: whoever has killed it will want to start a new one.
+// SIGINT, SIGTERM, SIGQUIT and SIGHUP are passed on to all generations, also to
+// one that still drains, as a terminal would; other signals to the one that
+// serves. SIGUSR2 waits until the first one does.
+//
+// In a generation Supervise returns nil at once. A generation whose supervisor
+// was killed stops as on SIGTERM: whoever has killed it will want to start a new
+// one. If the program has a signal loop of its own, it gets SIGTERM then.
 //
 // Generations have a process group of their own, so that Ctrl-C and Ctrl-Z reach
 // them once, from the supervisor, which stays the terminal's foreground job. They
-// cannot read from that terminal.
+// cannot read from that terminal: that is an error there.
 //
 // Where a process cannot become the parent of its grandchildren the error is
 // errors.ErrUnsupported: on all systems but Linux.

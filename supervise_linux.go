@@ -45,7 +45,7 @@ func supervise() error {
 		signal.Reset(syscall.SIGTTIN, syscall.SIGTTOU)
 		return fmt.Errorf("grace: supervising: %w", err)
 	}
-	v.group, v.states = s.First, s.States
+	v.supervisor, v.group = s, s.First
 	v.follow(s.First)
 	std.logf("supervising with pid %d: started pid %d", os.Getpid(), s.First)
 	status := v.run()
@@ -56,13 +56,12 @@ func supervise() error {
 
 // A supervisor is owned by one goroutine.
 type supervisor struct {
+	supervisor   *handoff.Supervisor
 	group        int           // process group of the generations
 	current      *generation   // the one that serves
-	generations  []*generation // that have served and may still run
+	generations  []*generation // that run, and serve or have served
 	asked        os.Signal     // to stop, or nil
 	held         bool          // a restart signal came before current was ready
-	strangers    []ended       // the last ones
-	states       <-chan handoff.State
 	signals      chan os.Signal
 	children     chan os.Signal // SIGCHLD
 	notifySocket string
@@ -75,12 +74,6 @@ type generation struct {
 	ready   bool
 	asked   bool                // to stop
 	status  *syscall.WaitStatus // nil until it has ended
-}
-
-// An ended process was waited for.
-type ended struct {
-	pid    int
-	status syscall.WaitStatus
 }
 
 // watch asks for the signals. SIGHUP stays ignored if nohup(1) has started us.
@@ -101,32 +94,48 @@ func (v *supervisor) watch() {
 }
 
 // run returns the exit status.
+//
+// What was told comes first: so a signal reaches the generation that was ready
+// when it was sent, and we know which children are generations when they end.
 func (v *supervisor) run() int {
+	told := v.supervisor.Told
 	for {
+		var sig os.Signal
+		childEnded := false
 		select {
-		case state, ok := <-v.states:
-			if ok {
-				v.told(state)
-			} else {
-				v.states = nil // no generation is left, or the last one is just ending
-			}
+		case <-told:
 		case <-v.children:
-			v.reap()
-		case sig := <-v.signals:
-			v.pass(sig)
+			childEnded = true
+		case sig = <-v.signals:
 		}
 
-		switch last := v.current; {
-		case v.states != nil:
-		case last.status != nil:
-			if last.status.Signaled() {
-				return 128 + int(last.status.Signal())
-			}
-			return last.status.ExitStatus()
-		case last.process.Signal(syscall.Signal(0)) != nil:
+		states, over := v.supervisor.States()
+		for _, state := range states {
+			v.told(state)
+		}
+		if childEnded {
+			v.reap()
+		}
+		if sig != nil {
+			v.pass(sig)
+		}
+		if !over {
+			continue
+		}
+
+		// No generation is left, or the last one is just ending.
+		told = nil
+		last := v.current
+		if last.status == nil && last.process.Signal(syscall.Signal(0)) != nil {
 			// Its parent took the status, and was killed before it could tell.
 			std.logf("supervising with pid %d: how pid %d ended is not known", os.Getpid(), last.pid)
 			return 1
+		}
+		if last.status != nil && last.status.Signaled() {
+			return 128 + int(last.status.Signal())
+		}
+		if last.status != nil {
+			return last.status.ExitStatus()
 		}
 	}
 }
@@ -153,14 +162,11 @@ func (v *supervisor) stop(sig os.Signal) {
 	if sig != syscall.SIGHUP { // which a generation may take for something else
 		v.asked = sig
 	}
-	none := true
 	for _, g := range v.generations {
-		if g.status == nil {
-			g.process.Signal(sig)
-			g.asked, none = true, false
-		}
+		g.process.Signal(sig)
+		g.asked = true
 	}
-	if none {
+	if len(v.generations) == 0 {
 		// Those that we know have ended. What is left was started by them.
 		syscall.Kill(-v.group, sig.(syscall.Signal))
 	}
@@ -189,9 +195,10 @@ func (v *supervisor) told(state handoff.State) {
 				v.follow(pid)
 			}
 		} else if text, ok := strings.CutPrefix(line, handoff.StateEnded); ok {
-			var e ended
-			if _, err := fmt.Sscan(text, &e.pid, &e.status); err == nil {
-				v.remember(e)
+			var pid int
+			var status syscall.WaitStatus
+			if _, err := fmt.Sscan(text, &pid, &status); err == nil {
+				v.ended(pid, status)
 			}
 		} else {
 			lines = append(lines, line)
@@ -210,15 +217,16 @@ func (v *supervisor) told(state handoff.State) {
 // follow makes a generation the current one. The first one is so before it is
 // ready.
 func (v *supervisor) follow(pid int) {
-	first := v.current == nil
 	g := v.find(pid)
 	if g == nil {
-		if group, err := syscall.Getpgid(pid); err == nil && group != v.group {
-			std.logf("supervising with pid %d: pid %d is not a generation of ours", os.Getpid(), pid)
-			return
+		if group, err := syscall.Getpgid(pid); err != nil || group != v.group {
+			return // not one of ours, or it has ended meanwhile
 		}
-		g = v.add(pid)
+		g = &generation{pid: pid}
+		g.process, _ = os.FindProcess(pid) // never fails on Unix
+		v.generations = append(v.generations, g)
 	}
+	first := v.current == nil
 	v.current = g
 	if first {
 		return
@@ -234,58 +242,37 @@ func (v *supervisor) follow(pid int) {
 	}
 }
 
+// find returns the generation with this process id, nil if there is none.
 func (v *supervisor) find(pid int) *generation {
 	for _, g := range v.generations {
-		if g.pid == pid && (g.status == nil || g == v.current) {
+		if g.pid == pid {
 			return g
 		}
 	}
 	return nil
 }
 
-// add enters a new generation, and strikes out those that have ended.
-func (v *supervisor) add(pid int) *generation {
-	v.generations = slices.DeleteFunc(v.generations, func(g *generation) bool { return g.status != nil })
-	g := &generation{pid: pid}
-	g.process, _ = os.FindProcess(pid) // never fails on Unix
-	if g.process.Signal(syscall.Signal(0)) != nil {
-		for _, e := range v.strangers {
-			if e.pid == pid {
-				g.status = &e.status // the last one with this number
-			}
-		}
-	}
-	v.generations = append(v.generations, g)
-	return g
-}
-
 // reap waits for all children that have ended: generations, and whatever else
 // this process has become the parent of.
 func (v *supervisor) reap() {
 	for {
-		var e ended
-		var err error
-		e.pid, err = syscall.Wait4(-1, &e.status, syscall.WNOHANG, nil)
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
 		if err == syscall.EINTR {
 			continue
 		}
-		if err != nil || e.pid <= 0 {
+		if err != nil || pid <= 0 {
 			return
 		}
-		v.remember(e)
+		v.ended(pid, status)
 	}
 }
 
-// remember keeps how a process has ended. It may be a generation of which we are
-// still to hear that it was ready.
-func (v *supervisor) remember(e ended) {
-	if g := v.find(e.pid); g != nil {
-		g.status = &e.status
-		g.process.Release()
-		return
+// ended strikes out a generation. The current one stays current: it may be the
+// last.
+func (v *supervisor) ended(pid int, status syscall.WaitStatus) {
+	if g := v.find(pid); g != nil {
+		g.status = &status
+		v.generations = slices.DeleteFunc(v.generations, func(other *generation) bool { return other == g })
 	}
-	if len(v.strangers) == 16 {
-		v.strangers = v.strangers[1:]
-	}
-	v.strangers = append(v.strangers, e)
 }

@@ -142,7 +142,7 @@ func (w *waiter) same() bool {
 func (w *waiter) stop() error {
 	w.g.Stop(true)
 	w.g.StepDown()
-	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + extendTimeout(drainTick*5))
+	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + patience)
 	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
 	defer cancel()
@@ -163,7 +163,7 @@ func (w *waiter) stop() error {
 			w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
 		case <-progress.tick:
 			left := progress.log()
-			w.p.notify("STATUS=Stopping: " + left + "\n" + extendTimeout(drainTick*5))
+			w.p.notify("STATUS=Stopping: " + left + "\n" + patience)
 		}
 	}
 }

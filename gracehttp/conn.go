@@ -285,15 +285,17 @@ func (c *conn) close() error {
 // the buffer, so that no Read has shown it.
 func (c *conn) setReadDeadline(t time.Time) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.idle && !c.fresh {
 		c.idle = !c.armed
 		c.armed = true
 	}
 	c.deadline = t
-	if c.kicked && c.reading {
-		return nil // read sets it afterwards
+	ours := c.kicked && c.reading // then read sets it afterwards
+	c.mu.Unlock()
+	if ours {
+		return nil
 	}
+	// Not under the lock: this may wake a Read, which wants it.
 	return c.raw.SetReadDeadline(t)
 }
 

@@ -52,6 +52,8 @@ type Generation struct {
 	taking    sync.Mutex // held while a batch is taken; guards what follows
 	receivers map[int]func([]net.Conn)
 
+	telling sync.Mutex // states for the service manager, one at a time
+
 	mu        sync.Mutex // guards what follows
 	successor *Successor // starting or serving
 	providers map[string]func() []byte

@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -15,8 +14,11 @@ const prSetChildSubreaper = 36
 
 // A Supervisor is the parent of all generations. It serves nothing itself.
 type Supervisor struct {
-	First  int          // the first generation's process id, and all generations' process group
-	States <-chan State // what the generations tell; closed when none is left
+	First int             // the first generation's process id, and all generations' process group
+	Told  <-chan struct{} // received from when States has something to return
+
+	raw syscall.RawConn // our end of the generations' socket
+	buf []byte
 }
 
 // A State is one that a generation has told, with descriptors for the manager.
@@ -69,32 +71,52 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 	})
 	if err != nil {
 		ours.Close()
+		syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 0, 0)
 		return nil, err
 	}
 	g.pool.closeUnused()
 
-	states := make(chan State)
+	raw, err := ours.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	told := make(chan struct{})
 	go func() {
-		defer close(states)
-		for {
-			s, err := receiveState(ours)
-			if err != nil {
-				return
-			}
-			states <- s
+		for waitReadable(raw) == nil {
+			told <- struct{}{}
 		}
 	}()
-	return &Supervisor{First: pid, States: states}, nil
+	return &Supervisor{First: pid, Told: told, raw: raw, buf: make([]byte, 64<<10)}, nil
 }
 
-// receiveState waits for one state. Its receiver owns the descriptors.
-func receiveState(c *net.UnixConn) (State, error) {
-	b := make([]byte, 64<<10)
-	r := &rightsReader{conn: c}
-	n, err := r.Read(b)
-	if err != nil {
-		closeAll(r.fds)
-		return State{}, err
-	}
-	return State{Text: string(b[:n]), FDs: r.fds}, nil
+// waitReadable waits until there is something to read, and leaves it there.
+func waitReadable(raw syscall.RawConn) error {
+	return raw.Read(func(fd uintptr) bool {
+		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return err != syscall.EAGAIN
+	})
+}
+
+// States returns what the generations have told by now, and whether none is left
+// that could tell more. Its caller owns the descriptors.
+func (s *Supervisor) States() (states []State, over bool) {
+	oob := make([]byte, syscall.CmsgSpace(4*maxFDs))
+	s.raw.Control(func(fd uintptr) {
+		for {
+			n, oobn, _, _, err := syscall.Recvmsg(int(fd), s.buf, oob, syscall.MSG_DONTWAIT|syscall.MSG_CMSG_CLOEXEC)
+			if err == syscall.EINTR {
+				continue
+			}
+			if err == syscall.EAGAIN {
+				return
+			}
+			if err != nil || n == 0 {
+				over = true
+				return
+			}
+			fds, _ := parseRights(oob[:oobn])
+			states = append(states, State{Text: string(s.buf[:n]), FDs: fds})
+		}
+	})
+	return states, over
 }

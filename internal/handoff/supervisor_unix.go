@@ -73,6 +73,8 @@ func (g *Generation) notify(state string, fds ...int) error {
 		return err
 	}
 	if socket := os.Getenv(systemd.EnvSocket); socket != "" {
+		g.telling.Lock()
+		defer g.telling.Unlock()
 		return systemd.Notify(socket, state, fds...)
 	}
 	return nil
