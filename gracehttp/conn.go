@@ -42,16 +42,21 @@ type conn struct {
 	since    time.Time  // when it became idle during a drain
 }
 
+// A rawConn is a *net.TCPConn, a *net.UnixConn, or the *os.File of a connection
+// that was moved here and waits for its next request.
 type rawConn interface {
-	net.Conn
+	io.ReadCloser
 	syscall.Conn
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 // wrap makes a connection ours. It is not in the book yet.
 func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		w := &tcpConn{TCPConn: c}
+		w := s.newTCPConn()
+		w.TCPConn = c
 		w.conn.init(s, c)
 		return w, &w.conn
 	case *net.UnixConn:
@@ -61,6 +66,19 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 	default:
 		panic("gracehttp: a listener of package net accepted something else")
 	}
+}
+
+// newTCPConn returns one of several that were allocated together: net/http needs
+// few allocations for a connection, and this one would show.
+func (s *server) newTCPConn() *tcpConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spare) == 0 {
+		s.spare = make([]tcpConn, 4)
+	}
+	w := &s.spare[0]
+	s.spare = s.spare[1:]
+	return w
 }
 
 func (c *conn) init(s *server, raw rawConn) {

@@ -49,6 +49,7 @@ type server struct {
 	closed  bool
 	changes sync.Cond // of shut, parked or closed
 	moved   *movedListener
+	spare   []tcpConn // for connections to come
 }
 
 func newServer(a *app, srv *http.Server, l socket, name string) *server {
@@ -280,30 +281,50 @@ func (s *server) inject(c net.Conn) {
 }
 
 // take serves connections that the predecessor has handed over.
-func (s *server) take(conns []net.Conn) {
-	for _, c := range conns {
-		wrapped, core := s.wrap(c)
-		s.admit(core, s.gate.Add)
-		go s.park(wrapped, core)
+func (s *server) take(conns []*os.File) {
+	for _, f := range conns {
+		c := &conn{}
+		c.init(s, f)
+		s.admit(c, s.gate.Add)
+		go s.park(c, f)
 	}
 }
 
 // park holds a connection until its next request begins, so that the clocks of
 // ReadHeaderTimeout and ReadTimeout do not start before.
-func (s *server) park(c net.Conn, core *conn) {
+func (s *server) park(c *conn, f *os.File) {
+	defer c.close()
 	idle := s.user.IdleTimeout
 	if idle == 0 {
 		idle = s.user.ReadTimeout
 	}
 	if idle > 0 {
-		core.setReadDeadline(time.Now().Add(idle))
+		c.setReadDeadline(time.Now().Add(idle))
 	}
-	if !core.awaitInput() {
-		c.Close()
+	if !c.awaitInput() {
 		return
 	}
-	core.setReadDeadline(time.Time{})
-	s.inject(c)
+	// The file is a copy then, and this conn's place in the book is taken by
+	// that of the connection.
+	nc, err := net.FileConn(f)
+	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
+		s.app.logf("%s: connection from a predecessor: %v; trying again in %v", s.Addr(), err, wait)
+		time.Sleep(wait)
+		nc, err = net.FileConn(f)
+	}
+	if err != nil {
+		return // the client has reset it
+	}
+	wrapped, core := s.wrap(nc)
+	s.admit(core, s.gate.Add)
+	s.inject(wrapped)
+}
+
+// isTemporary reports whether an error is one of those after which net/http
+// tries to accept again, such as too many open files.
+func isTemporary(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && t.Temporary()
 }
 
 // shutdown lets net/http end HTTP/2 connections, and run the hooks that the user

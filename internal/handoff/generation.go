@@ -50,7 +50,7 @@ type Generation struct {
 	readyErr error
 
 	taking    sync.Mutex // held while a batch is taken; guards what follows
-	receivers map[int]func([]net.Conn)
+	receivers map[int]func([]*os.File)
 
 	telling sync.Mutex // states for the service manager, one at a time
 
@@ -77,7 +77,7 @@ func newGeneration() *Generation {
 	return &Generation{
 		gone:      gone,
 		states:    map[string][]byte{},
-		receivers: map[int]func([]net.Conn){},
+		receivers: map[int]func([]*os.File){},
 		providers: map[string]func() []byte{},
 	}
 }
@@ -133,9 +133,10 @@ func (g *Generation) Provide(name string, f func() []byte) {
 }
 
 // Accept calls take with the connections of a listener that the predecessor
-// hands over; they are the receiver's then. A nil take refuses them: once
-// Accept has returned, no more will come.
-func (g *Generation) Accept(l net.Listener, take func([]net.Conn)) {
+// hands over; they are the receiver's then. They come as files, in non-blocking
+// mode: making a net.Conn of each takes longer than the predecessor should wait.
+// A nil take refuses them: once Accept has returned, no more will come.
+func (g *Generation) Accept(l net.Listener, take func([]*os.File)) {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
 	if s == nil || s.index < 0 {
 		return // opened here: the predecessor does not know it

@@ -306,54 +306,29 @@ func (g *Generation) takeConns(m *message) {
 	defer g.taking.Unlock()
 	take := g.receivers[b.Listener]
 
-	var conns []net.Conn
 	var err error
 	switch {
 	case take == nil:
 		err = fmt.Errorf("nobody serves listener %d any more", b.Listener)
-		closeAll(m.fds)
 	case m.truncated:
 		err = fmt.Errorf("descriptors were lost on the way: %w", syscall.EMFILE)
-		closeAll(m.fds)
-	default:
-		conns, err = fileConns(m.fds)
 	}
 	if err != nil {
+		closeAll(m.fds)
 		g.predecessor.send(kindTaken, takenBody{Batch: b.Batch, Error: err.Error()})
 		return
 	}
 	// They are ours only once the predecessor can know.
 	if err := g.predecessor.send(kindTaken, takenBody{Batch: b.Batch}); err != nil {
-		for _, c := range conns {
-			c.Close()
-		}
+		closeAll(m.fds)
 		return
 	}
-	take(conns)
-}
-
-// fileConns makes connections of descriptors, of all or of none. It owns them.
-func fileConns(fds []int) (conns []net.Conn, err error) {
-	for _, fd := range fds {
-		if err != nil {
-			syscall.Close(fd)
-			continue
-		}
+	conns := make([]*os.File, len(m.fds))
+	for i, fd := range m.fds {
 		syscall.SetNonblock(fd, true)
-		f := os.NewFile(uintptr(fd), "")
-		var c net.Conn
-		if c, err = net.FileConn(f); err == nil {
-			conns = append(conns, c)
-		}
-		f.Close()
+		conns[i] = os.NewFile(uintptr(fd), "connection")
 	}
-	if err != nil {
-		for _, c := range conns {
-			c.Close()
-		}
-		return nil, err
-	}
-	return conns, nil
+	take(conns)
 }
 
 // Ready tells the predecessor that we serve, once; later calls return what the
