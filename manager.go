@@ -33,8 +33,9 @@ func (p *Process) notifyServing() {
 			<-g.PredecessorGone()
 			p.becomeMain() // if it was not before, nobody else is
 			if !p.isMain.Load() {
-				return // its successor is
+				return // our successor is
 			}
+			p.onStatus("", true)
 			if err := g.Adopted(); err != nil {
 				p.logf("telling the service manager that it is the parent of pid %d now: %v", os.Getpid(), err)
 			}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/systemd"
@@ -159,7 +160,7 @@ func (v *supervisor) pass(sig os.Signal) {
 // stop asks all generations to stop. One that is not known yet, since it is just
 // getting ready, is asked when it says so.
 func (v *supervisor) stop(sig os.Signal) {
-	if sig != syscall.SIGHUP { // which a generation may take for something else
+	if sig == syscall.SIGINT || sig == syscall.SIGTERM { // the others may mean something else to it
 		v.asked = sig
 	}
 	for _, g := range v.generations {
@@ -176,13 +177,33 @@ func (v *supervisor) stop(sig os.Signal) {
 // which may be not at all: where nobody could continue us.
 func (v *supervisor) suspend() {
 	syscall.Kill(-v.group, syscall.SIGTSTP)
+	stopByDefault()
+	syscall.Kill(-v.group, syscall.SIGCONT)
+}
+
+// stopByDefault has this process stopped by SIGTSTP, and returns when it runs
+// again; at once, if the kernel does not stop it: the first process of a
+// container, and one that no shell could continue. signal.Reset does not bring a
+// signal's default back, so this does.
+func stopByDefault() {
+	setSize := uintptr(8) // of a sigset_t
+	if strings.HasPrefix(runtime.GOARCH, "mips") {
+		setSize = 16
+	}
+	sigaction := func(action, old *[64]byte) bool { // more than enough for any struct sigaction
+		_, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGTSTP),
+			uintptr(unsafe.Pointer(action)), uintptr(unsafe.Pointer(old)), setSize, 0, 0)
+		return errno == 0
+	}
+	var byDefault, ours [64]byte // SIG_DFL is all zero
+	if !sigaction(&byDefault, &ours) {
+		return
+	}
 	// A signal to this very thread has taken effect when the call returns.
 	runtime.LockOSThread()
-	signal.Reset(syscall.SIGTSTP)
+	defer runtime.UnlockOSThread()
 	syscall.Tgkill(os.Getpid(), syscall.Gettid(), syscall.SIGTSTP)
-	signal.Notify(v.signals, syscall.SIGTSTP)
-	runtime.UnlockOSThread()
-	syscall.Kill(-v.group, syscall.SIGCONT)
+	sigaction(&ours, nil)
 }
 
 // told acts on what a generation says, and passes it on to the manager, to which

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -158,6 +157,7 @@ func (w *waiter) stop() error {
 				continue
 			}
 			w.p.logf("%v again: ending now; left: %s", sig, w.left())
+			w.p.removePIDFile()
 			die(sig)
 		case <-w.p.usr2:
 			w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
@@ -173,7 +173,7 @@ func (w *waiter) stop() error {
 func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
 	w.g.StepDown()
-	w.p.notify("READY=1\nSTATUS=Serving with pid " + strconv.Itoa(s.Pid))
+	w.p.notify(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()))
 	drained, cancel := w.drain(s)
 	defer cancel()
 	progress := w.newProgress()
@@ -250,6 +250,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 
 		case <-w.p.usr2:
 			w.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
+			w.p.notifyMain(s) // what it has to say then counts
 			s.Signal(restartSignal)
 
 		case <-progress.tick:

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,15 +29,17 @@ type conn struct {
 	server *server
 	raw    rawConn
 
-	mu       sync.Mutex // guards what follows
+	idle   atomic.Bool // between requests: no byte of the next one has been read
+	fresh  atomic.Bool // no request has been read yet
+	kicked atomic.Bool // the next, or waiting, Read must look whether to end
+
+	// For whoever reads.
+	largest int // what a Read between requests has asked for
+	preface int // how much of HTTP/2's first line has been read, -1 if it is another
+
+	mu       sync.Mutex // guards what follows, and lets kicked become true only while idle
 	deadline time.Time  // for reads, as net/http wants it
-	largest  int        // what a Read between requests has asked for
-	preface  int        // how much of HTTP/2's first line has been read, -1 if it is another
-	fresh    bool       // no request has been read yet
-	idle     bool       // between requests: no byte of the next one has been read
 	armed    bool       // net/http has set the deadline for being idle
-	reading  bool       // a Read is under way
-	kicked   bool       // the next, or waiting, Read must look whether to end
 	gone     bool       // moved or ended: Read returns io.EOF
 	other    bool       // hijacked or HTTP/2
 	since    time.Time  // when it became idle during a drain
@@ -83,7 +86,8 @@ func (s *server) newTCPConn() *tcpConn {
 
 func (c *conn) init(s *server, raw rawConn) {
 	c.server, c.raw = s, raw
-	c.fresh, c.idle = true, true
+	c.fresh.Store(true)
+	c.idle.Store(true)
 	c.entry.Conn = c
 }
 
@@ -104,74 +108,74 @@ func coreOf(nc net.Conn) *conn {
 // is return io.EOF, because it has been moved or has been idle for too long.
 func (c *conn) read(b []byte) (int, error) {
 	for {
-		c.mu.Lock()
-		for c.kicked {
-			c.kicked = false
-			if !c.empty(b) {
-				c.idle = false // a request, or part of one, is in the buffer
-			}
-			if c.settle() {
-				c.mu.Unlock()
-				return 0, io.EOF
-			}
-		}
-		if c.gone {
-			c.mu.Unlock()
+		if c.kicked.Load() && c.look(b) {
 			return 0, io.EOF
 		}
-		if c.idle && len(b) > c.largest {
-			c.largest = len(b)
+		idle := c.idle.Load()
+		if idle {
+			c.largest = max(c.largest, len(b))
 		}
-		c.reading = true
-		c.mu.Unlock()
-
 		n, err := c.raw.Read(b)
-
-		c.mu.Lock()
-		c.reading = false
-		again := c.kicked && n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
-		if c.kicked {
-			c.raw.SetReadDeadline(c.deadline)
-			c.kicked = again
-		}
 		if n > 0 {
-			c.idle = false
-			c.lookForPreface(b[:n])
+			if idle {
+				c.idle.Store(false)
+			}
+			if c.preface >= 0 {
+				c.lookForPreface(b[:n])
+			}
 		}
-		c.mu.Unlock()
-		if !again {
-			return n, err
+		if n == 0 && c.kicked.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		return n, err
+	}
+}
+
+// look is what kick asks for: it ends an idle connection if a drain wants that,
+// and reports whether it has ended. The caller is the one that reads.
+func (c *conn) look(b []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.kicked.Load() && !c.gone {
+		c.kicked.Store(false)
+		c.raw.SetReadDeadline(c.deadline)
+		if !c.empty(b) {
+			c.idle.Store(false) // a request, or part of one, is in the buffer
+		}
+		if c.settle() {
+			c.gone = true
+			c.kicked.Store(true) // so that each Read comes here
 		}
 	}
+	return c.gone
 }
 
 // http2Preface begins an HTTP/2 connection without TLS (RFC 9113, section 3.4).
 const http2Preface = "PRI * HTTP/2.0\r\n"
 
 // lookForPreface recognizes HTTP/2 without TLS by a connection's first bytes.
-// The caller holds c.mu.
 func (c *conn) lookForPreface(b []byte) {
-	if !c.fresh || c.server.tls || c.preface < 0 || c.other {
-		return
-	}
 	rest := http2Preface[c.preface:]
 	n := min(len(b), len(rest))
-	if string(b[:n]) != rest[:n] {
+	if c.server.tls || string(b[:n]) != rest[:n] {
 		c.preface = -1
 		return
 	}
 	c.preface += n
 	if c.preface == len(http2Preface) {
+		c.preface = -1
+		c.mu.Lock()
 		c.leave()
+		c.mu.Unlock()
 	}
 }
 
 // empty reports whether net/http's buffer is, by what it asks for.
 func (c *conn) empty(b []byte) bool {
-	if c.server.tls {
+	if c.server.tls || c.fresh.Load() {
 		return true
 	}
-	return c.fresh || len(b) >= bufferSize && len(b) >= c.largest
+	return len(b) >= bufferSize && len(b) >= c.largest
 }
 
 // awaitInput waits until something can be read, and reports whether it can; if
@@ -182,30 +186,14 @@ func (c *conn) awaitInput() bool {
 		return false
 	}
 	for {
-		c.mu.Lock()
-		for c.kicked {
-			c.kicked = false
-			if c.settle() {
-				c.mu.Unlock()
-				return false
-			}
+		if c.kicked.Load() && c.look(nil) {
+			return false
 		}
-		c.reading = true
-		c.mu.Unlock()
-
 		readable, err := waitReadable(raw)
-
-		c.mu.Lock()
-		c.reading = false
-		again := c.kicked && errors.Is(err, os.ErrDeadlineExceeded)
-		if c.kicked {
-			c.raw.SetReadDeadline(c.deadline)
-			c.kicked = again
+		if c.kicked.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
 		}
-		c.mu.Unlock()
-		if !again {
-			return readable
-		}
+		return readable
 	}
 }
 
@@ -213,68 +201,65 @@ func (c *conn) awaitInput() bool {
 func (c *conn) kick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.kicked || !c.idle && !c.handshaking() {
-		return
-	}
-	c.kicked = true
-	if c.reading {
+	if !c.kicked.Load() && (c.idle.Load() || c.handshaking()) {
+		c.kicked.Store(true)
 		c.raw.SetReadDeadline(longAgo)
 	}
 }
 
 // handshaking reports whether a TLS handshake has begun, and no request yet. The
 // caller holds c.mu.
-func (c *conn) handshaking() bool { return c.server.tls && c.fresh && !c.idle && !c.other }
+func (c *conn) handshaking() bool {
+	return c.server.tls && c.fresh.Load() && !c.idle.Load() && !c.other
+}
 
-// settle ends an idle connection if a drain wants that, and reports whether it
-// did. The caller is the one that reads. It holds c.mu, which is released
-// meanwhile.
+// settle lets a drain decide about an idle connection, and reports whether it is
+// to end. The caller holds c.mu, which is released meanwhile.
 func (c *conn) settle() bool {
 	d := c.server.draining.Load()
-	if d == nil || !c.idle && !c.handshaking() {
+	if d == nil || !c.idle.Load() && !c.handshaking() {
 		return false
 	}
-	grace := d.grace
+	grace, since := d.grace, c.since
 	if c.handshaking() {
 		grace = c.server.app.idleGrace
 	}
-	since := c.since
 	c.mu.Unlock()
-	ended := d.settle(c, since, grace)
-	c.mu.Lock()
-	c.gone = c.gone || ended
-	return ended
+	defer c.mu.Lock()
+	return d.settle(c, since, grace)
 }
 
 // setState follows net/http.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
+	if state == http.StateActive && !c.fresh.Load() && !c.idle.Load() {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateActive:
-		if c.fresh {
-			c.fresh = false
-			if t, ok := nc.(*tls.Conn); ok && t.ConnectionState().NegotiatedProtocol == "h2" {
-				c.leave()
-			}
+		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && t.ConnectionState().NegotiatedProtocol == "h2" {
+			c.leave()
 		}
-		c.idle = false
+		c.fresh.Store(false)
+		c.idle.Store(false)
 	case http.StateIdle:
 		if c.other {
 			return
 		}
-		c.idle, c.armed = true, false
+		c.idle.Store(true)
+		c.armed = false
 		d := c.server.draining.Load()
 		switch {
 		case d == nil:
 		case d.moves() || d.grace == 0:
-			c.kicked = true
+			c.kicked.Store(true)
 		default:
 			c.since = time.Now()
 			time.AfterFunc(d.grace, c.kick)
 		}
 	case http.StateHijacked:
-		c.idle = false
+		c.idle.Store(false)
 		c.leave()
 	}
 }
@@ -303,17 +288,17 @@ func (c *conn) close() error {
 // the buffer, so that no Read has shown it.
 func (c *conn) setReadDeadline(t time.Time) error {
 	c.mu.Lock()
-	if c.idle && !c.fresh {
-		c.idle = !c.armed
+	if c.idle.Load() && !c.fresh.Load() {
+		c.idle.Store(!c.armed)
 		c.armed = true
 	}
 	c.deadline = t
-	ours := c.kicked && c.reading // then read sets it afterwards
+	ours := c.kicked.Load() && c.idle.Load() // then look sets it
 	c.mu.Unlock()
 	if ours {
 		return nil
 	}
-	// Not under the lock: this may wake a Read, which wants it.
+	// Not under the lock: this may wake a Read that wants it.
 	return c.raw.SetReadDeadline(t)
 }
 

@@ -304,20 +304,33 @@ func (s *server) park(c *conn, f *os.File) {
 	if !c.awaitInput() {
 		return
 	}
-	// The file is a copy then, and this conn's place in the book is taken by
-	// that of the connection.
-	nc, err := net.FileConn(f)
-	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
-		s.app.logf("%s: connection from a predecessor: %v; trying again in %v", s.Addr(), err, wait)
-		time.Sleep(wait)
-		nc, err = net.FileConn(f)
-	}
+	nc, err := s.connOf(f)
 	if err != nil {
 		return // the client has reset it
 	}
 	wrapped, core := s.wrap(nc)
-	s.admit(core, s.gate.Add)
+	s.admit(core, s.gate.Add) // in place of c
 	s.inject(wrapped)
+}
+
+// connecting is held while a file is made a connection, which takes one more
+// descriptor for a moment: not many at once.
+var connecting sync.Mutex
+
+// connOf makes a connection of a file, which it closes.
+func (s *server) connOf(f *os.File) (net.Conn, error) {
+	connecting.Lock()
+	defer connecting.Unlock()
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if isTemporary(err) {
+		s.app.logf("%s: connection from a predecessor: %v; trying again until it works", s.Addr(), err)
+	}
+	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
+		time.Sleep(wait)
+		c, err = net.FileConn(f)
+	}
+	return c, err
 }
 
 // isTemporary reports whether an error is one of those after which net/http

@@ -59,7 +59,8 @@ type Generation struct {
 	providers map[string]func() []byte
 	onReady   func(*Successor)
 	onStatus  func(text string, main bool)
-	refusal   error // why no successor may be started
+	told      *statusBody // the predecessor has, and nobody has listened yet
+	refusal   error       // why no successor may be started
 	logger    *log.Logger
 }
 
@@ -163,11 +164,31 @@ func (g *Generation) OnReady(f func(*Successor)) {
 }
 
 // OnStatus calls f when the predecessor tells how its drain goes, and when it has
-// told the service manager that we are the main process now.
+// told the service manager that we are the main process now. What it has told
+// before is not lost.
 func (g *Generation) OnStatus(f func(text string, main bool)) {
 	g.mu.Lock()
 	g.onStatus = f
+	told := g.told
+	g.told = nil
 	g.mu.Unlock()
+	if told != nil {
+		f(told.Text, told.Main)
+	}
+}
+
+// status passes on what the predecessor tells.
+func (g *Generation) status(b statusBody) {
+	g.mu.Lock()
+	f := g.onStatus
+	if f == nil {
+		b.Main = b.Main || g.told != nil && g.told.Main
+		g.told = &b
+	}
+	g.mu.Unlock()
+	if f != nil {
+		f(b.Text, b.Main)
+	}
 }
 
 // SetLogger chooses where failures go that have no caller to return to.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -279,11 +280,8 @@ func (g *Generation) receive() {
 			g.takeConns(m)
 		case kindStatus:
 			var b statusBody
-			g.mu.Lock()
-			f := g.onStatus
-			g.mu.Unlock()
-			if m.decode(&b) == nil && f != nil {
-				f(b.Text, b.Main)
+			if m.decode(&b) == nil {
+				g.status(b)
 			}
 			closeAll(m.fds)
 		case kindGiveUp:
@@ -312,6 +310,8 @@ func (g *Generation) takeConns(m *message) {
 		err = fmt.Errorf("nobody serves listener %d any more", b.Listener)
 	case m.truncated:
 		err = fmt.Errorf("descriptors were lost on the way: %w", syscall.EMFILE)
+	case nearLimit(m.fds):
+		err = fmt.Errorf("few descriptors are left: %w", syscall.EMFILE)
 	}
 	if err != nil {
 		closeAll(m.fds)
@@ -329,6 +329,20 @@ func (g *Generation) takeConns(m *message) {
 		conns[i] = os.NewFile(uintptr(fd), "connection")
 	}
 	take(conns)
+}
+
+// sparedFDs is how many descriptors shall be left when connections are taken: to
+// serve them takes some.
+const sparedFDs = 16
+
+// nearLimit reports whether new descriptors come near to the process's limit. A
+// new one gets the lowest number that is free.
+func nearLimit(fds []int) bool {
+	var limit syscall.Rlimit
+	if len(fds) == 0 || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return false
+	}
+	return uint64(slices.Max(fds)+sparedFDs) >= uint64(limit.Cur)
 }
 
 // Ready tells the predecessor that we serve, once; later calls return what the

@@ -82,10 +82,11 @@ func (g *Generation) notify(state string, fds ...int) error {
 
 // StoreListeners asks the service manager to keep copies of the listening
 // sockets, so that they survive a crash of this process; see FDSTORE=1 in
-// sd_notify(3). It knows which ones it has already.
+// sd_notify(3). It knows which ones it has already, and those that it has opened
+// itself it keeps anyway.
 func (g *Generation) StoreListeners() error {
 	for _, s := range g.pool.all() {
-		if s.Kind != Listener {
+		if s.Kind != Listener || s.Activated {
 			continue
 		}
 		name := s.Name

@@ -6,6 +6,7 @@ package systemd
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -44,7 +45,7 @@ func Watchdog(getenv func(string) string, pid int) time.Duration {
 		return 0
 	}
 	usec, err := strconv.ParseInt(getenv(EnvWatchdogUsec), 10, 64)
-	if err != nil || usec <= 0 {
+	if err != nil || usec <= 0 || usec > math.MaxInt64/int64(time.Microsecond) {
 		return 0
 	}
 	return time.Duration(usec) * time.Microsecond / 2
