@@ -41,6 +41,7 @@ type conn struct {
 	deadline time.Time  // for reads, as net/http wants it
 	armed    bool       // net/http has set the deadline for being idle
 	gone     bool       // moved or ended: Read returns io.EOF
+	shared   bool       // offered and not taken: a copy may be on its way for long
 	other    bool       // hijacked or HTTP/2
 	since    time.Time  // when it became idle during a drain
 }
@@ -197,6 +198,13 @@ func (c *conn) awaitInput() bool {
 	}
 }
 
+// parked reports whether the connection was moved here and waits for its next
+// request.
+func (c *conn) parked() bool {
+	_, ok := c.raw.(*os.File)
+	return ok
+}
+
 // kick makes an idle connection's Read look whether to end it.
 func (c *conn) kick() {
 	c.mu.Lock()
@@ -220,13 +228,23 @@ func (c *conn) settle() bool {
 	if d == nil || !c.idle.Load() && !c.handshaking() {
 		return false
 	}
-	grace, since := d.grace, c.since
-	if c.handshaking() {
-		grace = c.server.app.idleGrace
+	if d.moves() {
+		c.mu.Unlock()
+		taken := d.mover.offer(c)
+		c.mu.Lock()
+		c.shared = !taken
+		if taken {
+			return true
+		}
+		if d.moves() {
+			return false // the drain was called off
+		}
 	}
-	c.mu.Unlock()
-	defer c.mu.Lock()
-	return d.settle(c, since, grace)
+	if time.Now().Before(d.patience(c)) {
+		return false
+	}
+	raw, err := c.raw.SyscallConn()
+	return err != nil || !hasInput(raw)
 }
 
 // setState follows net/http.
@@ -252,11 +270,11 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 		d := c.server.draining.Load()
 		switch {
 		case d == nil:
-		case d.moves() || d.grace == 0:
+		case d.moves() || d.stop:
 			c.kicked.Store(true)
 		default:
 			c.since = time.Now()
-			time.AfterFunc(d.grace, c.kick)
+			time.AfterFunc(c.server.app.idleGrace, c.kick)
 		}
 	case http.StateHijacked:
 		c.idle.Store(false)
@@ -274,6 +292,12 @@ func (c *conn) leave() {
 }
 
 func (c *conn) close() error {
+	c.mu.Lock()
+	shared := c.shared
+	c.mu.Unlock()
+	if shared {
+		shutdown(c.raw) // or the client would not notice
+	}
 	err := c.raw.Close()
 	if c.server.gate.Remove(&c.entry) {
 		c.mu.Lock()

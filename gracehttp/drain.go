@@ -15,28 +15,29 @@ import (
 // the successor fails. It decides about each connection that is idle.
 type drain struct {
 	server *server
-	grace  time.Duration // how long an idle connection stays open
-	mover  *mover        // nil: connections are finished here
+	stop   bool   // there is no successor
+	mover  *mover // nil: connections are finished here
 
 	// since is when clients were first told to go elsewhere: the start, or the
 	// moment when the successor has refused connections.
 	since atomic.Pointer[time.Time]
 }
 
+// freshGrace is how long after its accept a connection is taken for one on which
+// a request is about to come, even if nobody serves after us.
+const freshGrace = time.Second
+
 // Drain implements handoff.Drainer.
 func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &drain{server: s, grace: s.app.idleGrace}
+	d := &drain{server: s, stop: to == nil}
 	d.begin()
 
 	// No new connections. Those that the kernel has accepted already are served
 	// by the successor, or by the process that systemd starts next; if there is
 	// neither, here.
 	s.gate.Pause()
-	if to == nil {
-		d.grace = 0
-	}
 	if to != nil && !s.tls && to.Moves() {
 		d.mover = newMover(s, to, d.refused)
 		go d.mover.run(ctx)
@@ -65,6 +66,9 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	d.kickAll()
 	if d.mover == nil {
 		d.kickAfterGrace()
+	}
+	if d.stop {
+		time.AfterFunc(freshGrace, d.kickAll)
 	}
 	if err := d.waitHTTP1(ctx); err != nil {
 		return err
@@ -123,27 +127,21 @@ func (d *drain) refused(err error) {
 	d.kickAfterGrace()
 }
 
-// settle moves an idle connection or, when it has been idle for the grace time
-// and nothing can be read from it, agrees to its end. It reports whether the
-// connection has ended here. The caller is the one that reads.
-func (d *drain) settle(c *conn, idleSince time.Time, grace time.Duration) bool {
-	if d.moves() {
-		if d.mover.offer(c) {
-			return true
-		}
-		if d.moves() {
-			return false // the drain was called off
-		}
-	}
+// patience returns until when an idle connection is left open for its client's
+// next request. The caller holds c.mu.
+func (d *drain) patience(c *conn) time.Time {
 	since := *d.since.Load()
-	if idleSince.After(since) {
-		since = idleSince
+	if c.since.After(since) {
+		since = c.since
 	}
-	if time.Since(since) < grace {
-		return false
+	switch {
+	case !d.stop || c.handshaking():
+		return since.Add(d.server.app.idleGrace)
+	case c.fresh.Load() && !c.parked():
+		return c.entry.Since().Add(freshGrace)
+	default:
+		return time.Time{}
 	}
-	raw, err := c.raw.SyscallConn()
-	return err != nil || !hasInput(raw)
 }
 
 // A mover hands connections to the successor, in batches.

@@ -14,3 +14,6 @@ func waitReadable(raw syscall.RawConn) (readable bool, err error) {
 
 // hasInput is not known here: an idle connection is taken for idle.
 func hasInput(raw syscall.RawConn) bool { return false }
+
+// shutdown is for connections that were to be moved, and none move here.
+func shutdown(c syscall.Conn) {}

@@ -37,3 +37,10 @@ func peek(fd uintptr) (n int, err error) {
 		}
 	}
 }
+
+// shutdown ends the connection also for those that hold copies of it.
+func shutdown(c syscall.Conn) {
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
+	}
+}

@@ -36,6 +36,9 @@ type Entry struct {
 	listed     bool
 }
 
+// Since returns when the connection was entered.
+func (e *Entry) Since() time.Time { return e.since }
+
 // New returns an open gate before l.
 func New(l net.Listener) *Gate {
 	g := &Gate{listener: l}
