@@ -200,11 +200,18 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	for {
 		select {
 		case drainErr = <-drained:
-			if w.p.Standby == 0 || told || exited == nil {
+			drained = nil
+			switch {
+			case told, exited == nil:
 				return end()
+			case s.Failed():
+				// That comes first: it is the next thing to be seen.
+			case w.p.Standby == 0:
+				return end()
+			default:
+				w.p.logf("pid %d is drained and stands by for %v", os.Getpid(), w.p.Standby)
+				standby = time.After(w.p.Standby)
 			}
-			w.p.logf("pid %d is drained and stands by for %v", os.Getpid(), w.p.Standby)
-			drained, standby = nil, time.After(w.p.Standby)
 
 		case <-standby:
 			return end()
@@ -221,7 +228,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			if told || !s.Failed() {
 				// It was stopped on purpose, or has a successor of its own.
 				w.g.Stop(true)
-				if standby != nil {
+				if drained == nil {
 					return end()
 				}
 				continue
@@ -244,7 +251,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			// Whoever stops the successor as well must not wake us by that.
 			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
 			told, w.told = true, time.Now()
-			if standby != nil {
+			if drained == nil {
 				return end()
 			}
 
@@ -278,9 +285,11 @@ func (w *waiter) takeBack(s *handoff.Successor) {
 // drain drains all listeners side by side. The channel brings nil when nothing
 // is left, an error when TermTimeout is over, or the wait was cancelled.
 func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx := context.Background()
 	if w.p.TermTimeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, w.p.TermTimeout)
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
 	}
 	errs := make([]error, len(w.listeners))
 	var wg sync.WaitGroup
