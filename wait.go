@@ -261,8 +261,15 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			s.Signal(restartSignal)
 
 		case <-progress.tick:
-			if standby == nil {
-				s.Status(fmt.Sprintf("pid %d drains %s", os.Getpid(), progress.log()), false)
+			if standby != nil {
+				continue
+			}
+			// The main process is listened to.
+			text := fmt.Sprintf("pid %d drains %s", os.Getpid(), progress.log())
+			if w.p.isMain.Load() {
+				w.p.notify(fmt.Sprintf("STATUS=Serving with pid %d; %s", s.Pid, text))
+			} else {
+				s.Status(text, false)
 			}
 		}
 	}
