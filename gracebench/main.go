@@ -1,0 +1,197 @@
+// Command gracebench shows what a restart costs the clients of a server built on gracehttp.
+//
+// It starts itself as the server under test, loads it with clients that never retry, and restarts it again and again
+// with real signals, while counting what the clients notice:
+//
+//	go run ./gracebench                         the whole table, 100 restarts of each kind
+//	go run ./gracebench -short                  a few restarts of each kind, in less than a minute
+//	go run ./gracebench -kinds http1,tls1       some kinds only
+//	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
+//	go run ./gracebench -peer './other {addr}'  the same table for another server
+//
+// # Reading the table
+//
+// A row is a kind of client; 32 of them run at a time. A quarter sends one request after another, the others pause
+// between requests: up to 5 ms, 50 ms or 400 ms. One request in eight makes the handler wait for up to 5 ms, and one in
+// eight is written in two parts. Every request is a POST with a body of its own, which the server has to send back.
+//
+//   - requests: all that were sent.
+//   - restarts: processes that took over, known by the pid in their answers.
+//   - lost: requests that got no answer, an error, or the wrong answer. The lines below the row say which.
+//   - new conns: connections opened after each client's first. A client opens one when an answer says
+//     "Connection: close" or when its connection is closed while it pauses; that alone loses nothing. Behind a proxy,
+//     the proxy's new connections to the server are counted (by the addresses that the server sees), not the clients'.
+//   - resumed: the share of new TLS connections that continued an earlier session.
+//   - before, during, after: p50/p99/max of the time from the last byte of a request to the end of its answer, with the
+//     time for connecting if there was no connection. During are the requests that were under way at some time in the
+//     200 ms after a restart's signal; before are those answered before the first signal; after are all the others.
+//     Requests for which the handler waits are left out.
+//   - p99 ratio: the 99th percentile during restarts, as a multiple of that of all other requests. A new process needs
+//     a processor for some milliseconds to start: where the clients leave none idle, that is what the ratio shows.
+//   - first answer: from the signal to the first answer by the new process, p50/max.
+//   - old gone: from the signal to the end of the old process, p50/max; and from the old one's last answer to its end.
+//
+// A row fails, and the exit status is 1, when a request was lost, when there were more new connections than the row
+// allows, when a restart did not happen, or when a process ended with an error. A kind that needs a program which is
+// not installed is skipped, and the output says so.
+//
+// # Reading the cost
+//
+// With -cost, two servers take turns under the same load, in slices of 20 ms: one on gracehttp, one on net/http alone.
+// A ratio is ours to theirs, the median of the pairs of slices; a machine that others use as well widens the interval
+// behind it, and a longer look at a ratio needs no more than another run. Allocations, and the bytes in use for an idle
+// connection (heap and stacks after a collection), hardly depend on what else happens.
+//
+// Then servers are restarted that hold many idle connections, or many listeners, and nothing else to do: the times from
+// the signal should grow no faster than the numbers. Every connection is used again after each restart, the last time
+// after more than the server's ReadHeaderTimeout. The kinds of -kinds are load, memory, idle and listeners here.
+//
+// # Comparing with other servers
+//
+// The command given with -peer is started once for each row. In its words {addr} is replaced by the address to listen
+// on, {proto} by http, tls or h2c, and {cert} and {key} by the names of PEM files. It has to answer a POST with the
+// body it got, after waiting for as long as the query says ("?3000us"). A header "Pid" in its answers lets gracebench
+// follow it to its new process; without it the signal (-signal, by default USR2) always goes to the process that was
+// started, and a restart counts as done when the signal is sent.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type config struct {
+	clients  int
+	restarts int
+	rapid    int           // restarts of the kind rapid
+	interval time.Duration // from the end of a restart to the next signal
+	steady   time.Duration // load before the first signal and after the last restart
+	short    bool
+	json     bool
+	verbose  bool
+	peer     string
+	signal   os.Signal
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "-serve" {
+		if err := serveMain(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "gracebench: server:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := benchMain(); err != nil {
+		fmt.Fprintln(os.Stderr, "gracebench:", err)
+		os.Exit(1)
+	}
+}
+
+func benchMain() error {
+	var (
+		cfg        config
+		kindList   string
+		signalName string
+		cost       bool
+	)
+	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
+	flag.IntVar(&cfg.restarts, "restarts", 100, "restarts of each kind, half as many of the kind rapid")
+	flag.DurationVar(&cfg.interval, "interval", 250*time.Millisecond, "time from the end of one restart to the next signal")
+	flag.StringVar(&kindList, "kinds", "", "kinds to run, with commas between them: "+strings.Join(kindNames(), ", ")+"; with -cost: "+strings.Join(costParts, ", ")+" (default all)")
+	flag.BoolVar(&cfg.short, "short", false, "a few restarts of each kind, in less than a minute")
+	flag.BoolVar(&cfg.json, "json", false, "write JSON instead of tables")
+	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")
+	flag.BoolVar(&cost, "cost", false, "measure what the library costs while nothing restarts, next to net/http; and how restarts grow with connections and listeners")
+	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against")
+	flag.StringVar(&signalName, "signal", "USR2", "signal that makes the -peer restart")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	if cfg.clients < 1 || cfg.restarts < 1 {
+		return errors.New("-clients and -restarts must be at least 1")
+	}
+	sig, err := signalByName(signalName)
+	if err != nil {
+		return err
+	}
+	cfg.signal = sig
+
+	restartsSet := false
+	flag.Visit(func(f *flag.Flag) { restartsSet = restartsSet || f.Name == "restarts" })
+	cfg.steady = 2 * time.Second
+	if cfg.short {
+		cfg.steady = 300 * time.Millisecond
+		cfg.interval = 50 * time.Millisecond
+		if !restartsSet {
+			cfg.restarts = 5
+		}
+	}
+	cfg.rapid = (cfg.restarts + 1) / 2
+	if cfg.short && !restartsSet {
+		cfg.rapid = 10
+	}
+
+	// Whatever ends the run ends it in order, so that no process and no directory stays behind.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	// A closed standard output becomes an error of writing to it.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	if cost {
+		return benchCost(ctx, cfg, kindList)
+	}
+	kinds, err := chooseKinds(kindList, cfg.peer != "")
+	if err != nil {
+		return err
+	}
+	return benchTable(ctx, cfg, kinds)
+}
+
+// benchTable runs the kinds one after the other, and prints each row as soon as it is known.
+func benchTable(ctx context.Context, cfg config, kinds []kind) error {
+	if !cfg.json {
+		if _, err := fmt.Print(tableHead(cfg)); err != nil {
+			return err
+		}
+	}
+	var rows []*row
+	failed := 0
+	for _, k := range kinds {
+		r, err := runKind(ctx, cfg, k)
+		if err != nil {
+			return fmt.Errorf("%s: %w", k.name, err)
+		}
+		if len(r.Failures) > 0 {
+			failed++
+		}
+		rows = append(rows, r)
+		if !cfg.json {
+			if _, err := fmt.Print(r.text()); err != nil {
+				return err
+			}
+		}
+	}
+	if cfg.json {
+		if err := writeJSON(rows); err != nil {
+			return err
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d kinds failed", failed, len(rows))
+	}
+	return nil
+}
+
+func writeJSON(v any) error {
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", "  ")
+	return out.Encode(v)
+}

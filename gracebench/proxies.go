@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// startNginx starts nginx in front of the server. It may not try a request twice, and keeps its connections for as long
+// as the server does.
+func startNginx(ctx context.Context, t *target) (string, error) {
+	const conf = `
+daemon off;
+master_process off;
+pid %[1]s/nginx.pid;
+error_log %[1]s/nginx.log;
+events { worker_connections 1024; }
+http {
+	access_log off;
+	client_body_temp_path %[1]s/body;
+	proxy_temp_path %[1]s/proxy;
+	fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi;
+	scgi_temp_path %[1]s/scgi;
+	keepalive_requests 100000000;
+	keepalive_timeout 10m;
+	upstream tested {
+		server %[2]s max_fails=0;
+		keepalive 1000;
+		keepalive_requests 100000000;
+		keepalive_timeout 10m;
+	}
+	server {
+		listen %[3]s;
+		location / {
+			proxy_pass http://tested;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+			proxy_next_upstream off;
+		}
+	}
+}
+`
+	return startProxy(ctx, t, conf, "nginx", "-p", t.config.dir, "-e", "stderr", "-c")
+}
+
+// startHAProxy starts haproxy in front of the server, like startNginx.
+func startHAProxy(ctx context.Context, t *target) (string, error) {
+	const conf = `
+global
+	maxconn 2000
+	nbthread 1
+defaults
+	mode http
+	timeout connect 10s
+	timeout client 10m
+	timeout server 10m
+	timeout http-keep-alive 10m
+	retries 0
+	http-reuse always
+frontend clients
+	bind %[3]s
+	default_backend tested
+backend tested
+	server tested %[2]s pool-purge-delay 10m
+`
+	return startProxy(ctx, t, conf, "haproxy", "-db", "-f")
+}
+
+// startProxy writes the configuration and starts the program with its name as the last argument. It returns the address
+// of the proxy when it accepts connections.
+func startProxy(ctx context.Context, t *target, conf, name string, args ...string) (string, error) {
+	path, err := lookProxy(name)
+	if err != nil {
+		return "", err
+	}
+	addr, err := freeAddr()
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(t.config.dir, name+".conf")
+	if err := os.WriteFile(file, fmt.Appendf(nil, conf, t.config.dir, t.addr, addr), 0o600); err != nil {
+		return "", err
+	}
+	cmd := exec.Command(path, append(args, file)...)
+	cmd.Stdout, cmd.Stderr = t.log, t.log
+	endWithBench(cmd)
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
+	t.proxy = &proxy{process: cmd.Process, ended: ended}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-ended: // at its start: nobody need wait any longer
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := waitDial(ctx, "tcp", addr); err != nil {
+		return "", t.withLog(fmt.Errorf("starting %s: %w", path, err))
+	}
+	return addr, nil
+}
+
+// lookProxy also looks where servers are installed, which is not in everybody's PATH.
+func lookProxy(name string) (string, error) {
+	for _, dir := range []string{"", "/usr/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is %w", name, errMissing)
+}
+
+// A proxy is a running nginx or haproxy: a single process.
+type proxy struct {
+	process *os.Process
+	ended   chan struct{}
+}
+
+func (p *proxy) stop() {
+	if p == nil {
+		return
+	}
+	p.process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.ended:
+	case <-time.After(stopTimeout):
+		p.process.Kill()
+		<-p.ended
+	}
+}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/facebookgo/grace/gracehttp"
+)
+
+const readHeaderTimeout = 3 * time.Second
+
+// serverConfig is the command line of the server under test. Every generation has the same one.
+type serverConfig struct {
+	dir       string // holds the control socket, the certificate and its key
+	addr      string // as in http.Server
+	proto     string // http, tls (HTTP/1.1 and HTTP/2) or h2c
+	listeners int
+	plain     bool // net/http alone, to compare with
+}
+
+func (c serverConfig) args() []string {
+	args := []string{"-serve", "-dir", c.dir, "-addr", c.addr, "-proto", c.proto, "-listeners", strconv.Itoa(c.listeners)}
+	if c.plain {
+		args = append(args, "-plain")
+	}
+	return args
+}
+
+func (c serverConfig) controlPath() string { return filepath.Join(c.dir, "control") }
+func (c serverConfig) certPath() string    { return filepath.Join(c.dir, "cert.pem") }
+func (c serverConfig) keyPath() string     { return filepath.Join(c.dir, "key.pem") }
+
+func serveMain(args []string) error {
+	var c serverConfig
+	flags := flag.NewFlagSet("gracebench -serve", flag.ExitOnError)
+	flags.StringVar(&c.dir, "dir", "", "")
+	flags.StringVar(&c.addr, "addr", "", "")
+	flags.StringVar(&c.proto, "proto", "http", "")
+	flags.IntVar(&c.listeners, "listeners", 1, "")
+	flags.BoolVar(&c.plain, "plain", false, "")
+	flags.Parse(args)
+
+	conn, err := net.Dial("unix", c.controlPath())
+	if err != nil {
+		return err
+	}
+	ctl := &control{conn: conn}
+	ctl.send(message{Pid: os.Getpid()})
+	go ctl.answer()
+
+	servers := make([]*http.Server, c.listeners)
+	for i := range servers {
+		if servers[i], err = c.server(ctl); err != nil {
+			return err
+		}
+	}
+	if c.plain {
+		err = servePlain(servers)
+	} else {
+		logger := log.New(os.Stderr, fmt.Sprintf("[%d] ", os.Getpid()), log.Ltime|log.Lmicroseconds)
+		gracehttp.SetLogger(logger)
+		err = gracehttp.Serve(servers...)
+	}
+	last := message{Usage: readUsage(), Last: true}
+	if err != nil {
+		last.Error = err.Error()
+	}
+	ctl.send(last)
+	return err
+}
+
+func (c serverConfig) server(ctl *control) (*http.Server, error) {
+	s := &http.Server{
+		Addr:              c.addr,
+		Handler:           handler(os.Getpid()),
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       2 * time.Minute,
+		// Called when the server is about to accept: the moment to tell the address.
+		BaseContext: func(l net.Listener) context.Context {
+			ctl.send(message{Addr: l.Addr().String()})
+			return context.Background()
+		},
+	}
+	switch c.proto {
+	case "http":
+	case "tls":
+		cert, err := tls.LoadX509KeyPair(c.certPath(), c.keyPath())
+		if err != nil {
+			return nil, err
+		}
+		s.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
+	case "h2c":
+		s.Protocols = new(http.Protocols)
+		s.Protocols.SetHTTP1(true)
+		s.Protocols.SetUnencryptedHTTP2(true)
+	default:
+		return nil, fmt.Errorf("unknown protocol %q", c.proto)
+	}
+	return s, nil
+}
+
+// servePlain is what a program without the library does. It ends at SIGTERM, at once.
+func servePlain(servers []*http.Server) error {
+	failed := make(chan error, len(servers))
+	for _, s := range servers {
+		l, err := net.Listen("tcp", s.Addr)
+		if err != nil {
+			return err
+		}
+		go func() { failed <- s.Serve(l) }()
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	select {
+	case err := <-failed:
+		return err
+	case <-stop:
+		return nil
+	}
+}
+
+// handler sends back what it got, so that a client can tell its own answer from any other, and says which process
+// answers and which connection it sees.
+func handler(pid int) http.Handler {
+	pidHeader := []string{strconv.Itoa(pid)}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h["Pid"] = pidHeader
+		if r.Method == http.MethodGet {
+			io.WriteString(w, hello)
+			return
+		}
+		h["Remote-Addr"] = []string{r.RemoteAddr}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if wait, err := time.ParseDuration(r.URL.RawQuery); err == nil {
+			time.Sleep(wait)
+		}
+		w.Write(body)
+	})
+}
+
+// hello is the answer to a GET.
+const hello = "hello\n"
+
+// A message is one line from a server process to the bench.
+type message struct {
+	Pid   int    `json:",omitempty"` // the first message of every process
+	Addr  string `json:",omitempty"` // an address on which it accepts from now on
+	Usage *usage `json:",omitempty"`
+	Last  bool   `json:",omitempty"` // no other message follows: it ends
+	Error string `json:",omitempty"` // why it ends
+}
+
+// usage is what a server process has used.
+type usage struct {
+	Mallocs    uint64
+	TotalAlloc uint64
+	InUse      uint64 // heap and stacks; after a collection, if one was asked for
+	CPU        time.Duration
+}
+
+// control is a server process's connection to the bench.
+type control struct {
+	conn net.Conn
+	mu   sync.Mutex // serializes writes
+}
+
+func (c *control) send(m message) {
+	line, err := json.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn.Write(append(line, '\n'))
+}
+
+// answer reports usage whenever the bench asks. When the bench is gone, so is the process: no server outlives it.
+func (c *control) answer() {
+	in := bufio.NewScanner(c.conn)
+	for in.Scan() {
+		if in.Text() == "collect" {
+			// Twice: the first collection only moves pooled memory to where the second one frees it.
+			runtime.GC()
+			runtime.GC()
+		}
+		c.send(message{Usage: readUsage()})
+	}
+	if errors.Is(in.Err(), net.ErrClosed) {
+		return
+	}
+	os.Exit(3)
+}
+
+func readUsage() *usage {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return &usage{
+		Mallocs:    m.Mallocs,
+		TotalAlloc: m.TotalAlloc,
+		InUse:      m.HeapInuse + m.StackInuse,
+		CPU:        cpuTime(),
+	}
+}
