@@ -168,6 +168,7 @@ func (p *Process) restart(listeners []Listener) (pid int, err error) {
 // given up waiting and serves on; then end this process.
 func (p *Process) CloseParent() error {
 	p.watchRestart()
+	handoff.Self().SetLogger(p.Logger)
 	if err := handoff.Self().Ready(); err != nil {
 		return fmt.Errorf("grace: %w", err)
 	}

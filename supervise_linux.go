@@ -62,7 +62,7 @@ type supervisor struct {
 	current      *generation   // the one that serves
 	generations  []*generation // that run, and serve or have served
 	asked        os.Signal     // to stop, or nil
-	held         bool          // a restart signal came before current was ready
+	held         []os.Signal   // for the next one to be current
 	signals      chan os.Signal
 	children     chan os.Signal // SIGCHLD
 	notifySocket string
@@ -150,8 +150,11 @@ func (v *supervisor) pass(sig os.Signal) {
 		syscall.Kill(-v.group, syscall.SIGCONT)
 	case slices.Contains(stopping, sig):
 		v.stop(sig)
-	case sig == restartSignal && !v.current.ready:
-		v.held = true // it would end a process that does not look after it yet
+	case v.current.status != nil, sig == restartSignal && !v.current.ready:
+		// It would reach nobody, or end a process that does not look after it yet.
+		if !slices.Contains(v.held, sig) {
+			v.held = append(v.held, sig)
+		}
 	default:
 		v.current.process.Signal(sig) // fails if it has just ended
 	}
@@ -257,10 +260,10 @@ func (v *supervisor) follow(pid int) {
 		g.process.Signal(v.asked)
 		g.asked = true
 	}
-	if v.held {
-		v.held = false
-		g.process.Signal(restartSignal)
+	for _, sig := range v.held {
+		g.process.Signal(sig)
 	}
+	v.held = nil
 }
 
 // find returns the generation with this process id, nil if there is none.
@@ -294,6 +297,7 @@ func (v *supervisor) reap() {
 func (v *supervisor) ended(pid int, status syscall.WaitStatus) {
 	if g := v.find(pid); g != nil {
 		g.status = &status
+		g.process.Release()
 		v.generations = slices.DeleteFunc(v.generations, func(other *generation) bool { return other == g })
 	}
 }

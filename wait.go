@@ -139,7 +139,11 @@ func (w *waiter) same() bool {
 
 // stop closes all listeners. No successor takes over.
 func (w *waiter) stop() error {
+	starting := w.g.Starting()
 	w.g.Stop(true)
+	if starting != nil {
+		<-starting.Settled() // until then the sockets' paths may be its
+	}
 	w.g.StepDown()
 	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + patience)
 	defer w.p.removePIDFile()

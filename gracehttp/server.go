@@ -306,7 +306,11 @@ func (s *server) park(c *conn, f *os.File) {
 	}
 	nc, err := s.connOf(f)
 	if err != nil {
-		return // the client has reset it
+		return
+	}
+	if nc.RemoteAddr() == nil {
+		nc.Close() // the client has reset it: nobody can be answered
+		return
 	}
 	wrapped, core := s.wrap(nc)
 	s.admit(core, s.gate.Add) // in place of c

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -23,6 +24,10 @@ import (
 
 // startTimeout is how long a successor that StartProcess has started may take.
 const startTimeout = time.Minute
+
+// files is held while a file is looked for or replaced; replacing, while the
+// path of a unix socket is.
+var files, replacing sync.Mutex
 
 // A Net listens. The zero value is ready to use, and all methods may be called
 // from several goroutines. All Nets of a process share what was inherited.
@@ -73,7 +78,12 @@ func (n *Net) ListenTCP(network string, laddr *net.TCPAddr) (*net.TCPListener, e
 	if err != nil {
 		return nil, err
 	}
-	return l.(*net.TCPListener), nil
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		l.Close()
+		return nil, listenError(network, laddr.String(), fmt.Errorf("the inherited socket is a %T", l))
+	}
+	return tcp, nil
 }
 
 // ListenUnix is net.ListenUnix: network must be "unix" or "unixpacket".
@@ -88,7 +98,12 @@ func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener
 	if err != nil {
 		return nil, err
 	}
-	return l.(*net.UnixListener), nil
+	unix, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		return nil, listenError(network, laddr.Name, fmt.Errorf("the inherited socket is a %T", l))
+	}
+	return unix, nil
 }
 
 // ListenPacket is net.ListenPacket for "udp", "udp4", "udp6" and "unixgram".
@@ -104,8 +119,8 @@ func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c, ok := s.PacketConn().(*net.UnixConn); ok && !s.Activated {
-		return &unixgramConn{UnixConn: c}, nil
+	if c, ok := s.PacketConn().(*net.UnixConn); ok {
+		return &unixgramConn{UnixConn: c, socket: s}, nil
 	}
 	return s.PacketConn(), nil
 }
@@ -113,6 +128,8 @@ func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 // AddFile lets a copy of f travel to all successors under this name; they find
 // it with File. It replaces another of that name. f stays the caller's.
 func (n *Net) AddFile(name string, f *os.File) error {
+	files.Lock()
+	defer files.Unlock()
 	dup, err := dupFile(f)
 	if err != nil {
 		return fmt.Errorf("gracenet: adding file %q: %w", name, err)
@@ -131,6 +148,8 @@ func (n *Net) AddFile(name string, f *os.File) error {
 // predecessor. The copy is the caller's. The error is fs.ErrNotExist if there is
 // none.
 func (n *Net) File(name string) (*os.File, error) {
+	files.Lock()
+	defer files.Unlock()
 	g := handoff.Self()
 	same := func(s *handoff.Socket) bool { return s.Kind == handoff.File && s.Name == name }
 	s := g.Find(same)
@@ -209,6 +228,10 @@ func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socke
 // open opens the socket, in place of a unix socket that nobody listens on any
 // more if need be.
 func (n *Net) open(s *handoff.Socket) error {
+	if strings.HasPrefix(s.Network, "unix") {
+		replacing.Lock()
+		defer replacing.Unlock()
+	}
 	err := n.listen(s)
 	if errors.Is(err, syscall.EADDRINUSE) && strings.HasPrefix(s.Network, "unix") && removeStale(s.Network, s.Address) {
 		err = n.listen(s)
@@ -238,13 +261,17 @@ func removeStale(network, path string) bool {
 	if err != nil || before.Mode()&fs.ModeSocket == 0 {
 		return false
 	}
-	c, err := net.Dial(network, path)
-	if err == nil {
-		c.Close()
-		return false
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return false
+	// Another process may have bound it, and be about to listen.
+	for range 2 {
+		c, err := net.Dial(network, path)
+		if err == nil {
+			c.Close()
+			return false
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	// Another process may have replaced it meanwhile.
 	after, err := os.Lstat(path)
@@ -302,10 +329,13 @@ func listenError(network, address string, err error) error {
 }
 
 // A unixgramConn removes its path when it is closed, unless a successor has it.
-type unixgramConn struct{ *net.UnixConn }
+type unixgramConn struct {
+	*net.UnixConn
+	socket *handoff.Socket
+}
 
 func (c *unixgramConn) Close() error {
-	if path := c.LocalAddr().String(); path != "" && path[0] != '@' && !handoff.Self().Passed() {
+	if path := c.LocalAddr().String(); path != "" && path[0] != '@' && !c.socket.LeavesPath() {
 		// As net.UnixListener does: first the path, then the socket.
 		if raw, err := c.SyscallConn(); err == nil && raw.Control(func(uintptr) {}) == nil {
 			os.Remove(path)

@@ -9,6 +9,10 @@ import (
 	"time"
 )
 
+// Closing is held while a listener is closed, and by those who call its
+// SetUnlinkOnClose, which net.UnixListener does not guard.
+var Closing sync.Mutex
+
 // A Gate stands before a listener's Accept. It opens again after Pause, which
 // a closed listener never could: that is what lets a process take over again
 // from a successor that failed.
@@ -170,7 +174,7 @@ func (g *Gate) Pause() bool {
 	if !g.pause() {
 		return false
 	}
-	for g.accepting > 0 && !g.ended {
+	for g.paused && g.accepting > 0 && !g.ended {
 		g.changed.Wait()
 	}
 	return true
@@ -217,6 +221,8 @@ func (g *Gate) Close() error {
 	if !first {
 		return nil
 	}
+	Closing.Lock()
+	defer Closing.Unlock()
 	return g.listener.Close()
 }
 

@@ -22,6 +22,8 @@ func (g *Gate) Backlog() (conns []net.Conn) {
 	for {
 		fd := -1
 		raw.Control(func(l uintptr) {
+			// One that shares the socket may have made it blocking.
+			syscall.SetNonblock(int(l), true)
 			syscall.ForkLock.RLock()
 			defer syscall.ForkLock.RUnlock()
 			if fd, _, err = syscall.Accept(int(l)); err == nil {
@@ -34,9 +36,15 @@ func (g *Gate) Backlog() (conns []net.Conn) {
 		if fd < 0 {
 			return conns
 		}
-		if c, err := fileConn(fd); err == nil {
-			conns = append(conns, c)
+		c, err := fileConn(fd)
+		if err != nil {
+			continue
 		}
+		if c.RemoteAddr() == nil {
+			c.Close() // the client has reset it: nobody can be answered
+			continue
+		}
+		conns = append(conns, c)
 	}
 }
 

@@ -29,6 +29,9 @@ const messengerFD = 3
 // messengerTimeout bounds each step of it.
 const messengerTimeout = 10 * time.Second
 
+// messengerLinger is how long a messenger stays that has done its work.
+const messengerLinger = time.Second
+
 // A messenger never reaches main.
 var _ = runMessenger()
 
@@ -48,16 +51,13 @@ func runMessenger() struct{} {
 func beMessenger(parent int) error {
 	// Who signals the main process means our parent. Requests to stop reach all
 	// processes of the service.
-	restart := make(chan os.Signal, 1)
-	signal.Notify(restart, syscall.SIGUSR2)
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	go func() {
-		for range restart {
-			if os.Getppid() == parent {
-				syscall.Kill(parent, syscall.SIGUSR2)
-			}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	pass := func(sig os.Signal) {
+		if sig == syscall.SIGUSR2 && os.Getppid() == parent {
+			syscall.Kill(parent, syscall.SIGUSR2)
 		}
-	}()
+	}
 
 	c, err := newUnixConn(messengerFD)
 	if err != nil {
@@ -76,7 +76,34 @@ func beMessenger(parent int) error {
 	if err := systemd.Notify(socket, "MAINPID="+strconv.Itoa(parent)); err != nil {
 		return err
 	}
-	return barrier(socket)
+	if err := barrier(socket); err != nil {
+		return err
+	}
+	if _, err := c.Write(b); err != nil { // our parent is
+		return err
+	}
+
+	// Who has just read our number has yet to use it.
+	done := make(chan struct{})
+	go func() {
+		c.Read(b) // our parent ends, or the time is over
+		close(done)
+	}()
+	c.SetReadDeadline(time.Now().Add(messengerLinger))
+	for {
+		select {
+		case sig := <-signals:
+			if sig != syscall.SIGUSR2 {
+				return nil
+			}
+			pass(sig)
+		case <-done:
+			for len(signals) > 0 {
+				pass(<-signals)
+			}
+			return nil
+		}
+	}
 }
 
 // barrier waits until the manager has read all that was sent to it.
@@ -123,7 +150,6 @@ func (g *Generation) Adopted() error {
 		syscall.Close(fds[1])
 		return err
 	}
-	defer c.Close()
 	env := []string{envMessenger + "=" + strconv.Itoa(os.Getpid())}
 	for _, v := range os.Environ() {
 		if strings.HasPrefix(v, systemd.EnvSocket+"=") {
@@ -137,26 +163,32 @@ func (g *Generation) Adopted() error {
 	})
 	syscall.Close(fds[1])
 	if err != nil {
+		c.Close()
 		return fmt.Errorf("starting a messenger: %w", err)
 	}
 	process, _ := os.FindProcess(pid) // never fails on Unix
+	go func() {
+		process.Wait()
+		c.Close()
+	}()
 	err = func() error {
 		b := make([]byte, 1)
 		c.SetDeadline(time.Now().Add(messengerTimeout))
 		if _, err := c.Read(b); err != nil {
-			return fmt.Errorf("messenger pid %d: %w", pid, err)
+			return err
 		}
 		if err := systemd.Notify(socket, "MAINPID="+strconv.Itoa(pid)); err != nil {
 			return err
 		}
-		_, err := c.Write(b)
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+		_, err := c.Read(b)
 		return err
 	}()
 	if err != nil {
 		process.Kill()
+		return fmt.Errorf("messenger pid %d: %w", pid, err)
 	}
-	if state, werr := process.Wait(); err == nil && werr == nil && !state.Success() {
-		err = fmt.Errorf("messenger pid %d: %v", pid, state)
-	}
-	return err
+	return nil
 }

@@ -113,14 +113,6 @@ func (g *Generation) Activated(l net.Listener) bool {
 // Remove lets the sockets that match accepts stay here, and returns them.
 func (g *Generation) Remove(match func(*Socket) bool) []*Socket { return g.pool.remove(match) }
 
-// Passed reports whether a successor has the sockets, so that their paths are
-// not for us to remove.
-func (g *Generation) Passed() bool {
-	g.pool.mu.Lock()
-	defer g.pool.mu.Unlock()
-	return g.pool.passed
-}
-
 // State returns what the predecessor provided under this name, or nil.
 func (g *Generation) State(name string) []byte { return g.states[name] }
 

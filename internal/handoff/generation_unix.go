@@ -27,13 +27,13 @@ var inherited = closeOnExec()
 // the Go runtime's own is: so a number too large never reaches beyond what was
 // inherited.
 func closeOnExec() int {
-	announced, _ := strconv.Atoi(os.Getenv(envFDs))
+	announced := announcedSockets()
 	for _, name := range []string{envControl, envSupervisor} {
 		if os.Getenv(name) != "" {
 			announced++ // it comes after the sockets
 		}
 	}
-	for n := range max(announced, 0) {
+	for n := range announced {
 		fd := firstFD + n
 		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
 		if errno != 0 || flags&syscall.FD_CLOEXEC != 0 {
@@ -41,7 +41,25 @@ func closeOnExec() int {
 		}
 		syscall.CloseOnExec(fd)
 	}
-	return max(announced, 0)
+	return announced
+}
+
+// announcedSockets is how many there should be, as far as that can be known.
+func announcedSockets() int {
+	n, _ := strconv.Atoi(os.Getenv(envFDs))
+	return min(max(n, 0), 1<<20)
+}
+
+// adopted are those inherited descriptors that have become something else.
+var adopted []int
+
+// closeInherited closes the others.
+func closeInherited() {
+	for fd := firstFD; fd < firstFD+inherited; fd++ {
+		if !slices.Contains(adopted, fd) {
+			syscall.Close(fd)
+		}
+	}
 }
 
 // parent is who started us, and parentIsSame whether it runs the same program:
@@ -51,6 +69,11 @@ var (
 	parentIsSame = os.Getenv(envFDs) != "" && sameProgram(parent)
 )
 
+// passedOn says that the control socket was not meant for us, but for our parent:
+// that is built on facebookgo/grace, and was started by one built on this library.
+// It has passed on the variable and the descriptor without knowing.
+var passedOn bool
+
 // earlyControl is the control socket. It is opened, and the predecessor told
 // that we speak its protocol, before main starts: a predecessor that does not
 // hear it takes SIGTERM for the word of a successor built on facebookgo/grace.
@@ -58,12 +81,25 @@ var earlyControl, earlyControlErr = openControl()
 
 func openControl() (*control, error) {
 	fd, err := announcedFD(envControl)
-	if fd < 0 {
+	if fd >= 0 && fd != firstFD+announcedSockets() {
+		err = fmt.Errorf("%s=%d is not the descriptor after the sockets", envControl, fd)
+	}
+	if err != nil && parentIsSame {
+		passedOn = true
+		return nil, nil
+	}
+	if fd < 0 || err != nil {
 		return nil, err
 	}
+	adopted = append(adopted, fd)
 	c, err := newControl(fd)
 	if err != nil {
 		return nil, fmt.Errorf("%s=%d: %w", envControl, fd, err)
+	}
+	if parentIsSame && !madeBy(c.conn, parent) && !madeBy(earlySupervisor, parent) {
+		passedOn = true
+		c.close()
+		return nil, nil
 	}
 	if err := c.send(kindHello, helloBody{Moves: true}); err != nil {
 		// The predecessor has ended meanwhile. Its sockets are still ours.
@@ -94,6 +130,9 @@ func announcedFD(name string) (int, error) {
 func (g *Generation) load() {
 	g.ppid = parent
 	getenv := func(name string) string {
+		if name == envSupervisor && passedOn {
+			return "" // it is not what has started us
+		}
 		if name == envControl && earlyControl != nil || name == envSupervisor && earlySupervisor != nil {
 			return strconv.Itoa(firstFD) // it is open already; any descriptor will do
 		}
@@ -101,7 +140,7 @@ func (g *Generation) load() {
 	}
 	if err := errors.Join(earlyControlErr, earlySupervisorErr); err != nil {
 		clearEnv()
-		g.err = err
+		g.inheritNothing(err)
 		return
 	}
 	if earlySupervisor != nil {
@@ -112,7 +151,7 @@ func (g *Generation) load() {
 	a, err := readEnv(getenv, os.Getpid(), func() bool { return parentIsSame })
 	clearEnv() // also what has leaked to us, and would to our children
 	if err != nil {
-		g.err = err
+		g.inheritNothing(err)
 		return
 	}
 	if a.origin == Fresh {
@@ -124,13 +163,20 @@ func (g *Generation) load() {
 	}
 }
 
+// inheritNothing closes what was handed to us, since something is wrong with it.
+func (g *Generation) inheritNothing(err error) {
+	g.err = err
+	closeInherited()
+	if earlyControl != nil {
+		earlyControl.close()
+	}
+}
+
 // inherit turns the announced descriptors, of which open are, into sockets.
 func (g *Generation) inherit(a announcement, open int) error {
 	if a.count > open {
-		for n := range open {
-			syscall.Close(firstFD + n)
-		}
-		return fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+open)
+		g.inheritNothing(fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+open))
+		return g.err
 	}
 	for i := range a.count {
 		s := &Socket{Activated: a.origin == Activated, index: i}
@@ -146,7 +192,11 @@ func (g *Generation) inherit(a announcement, open int) error {
 	}
 	g.predecessor = earlyControl
 	g.gone = make(chan struct{})
-	if err := g.receiveState(); err != nil {
+	if err := g.receiveState(); errors.Is(err, syscall.EMFILE) {
+		g.predecessor.close()
+		close(g.gone)
+		return err
+	} else if err != nil {
 		// The sockets are here and work. Only what was asked for them is
 		// unknown, and they can be found by what they are bound to.
 		g.logf("grace: what the predecessor has to say is not known: %v; serving its sockets all the same", err)
@@ -157,6 +207,7 @@ func (g *Generation) inherit(a announcement, open int) error {
 
 // open takes a descriptor over and makes of it what it is.
 func (s *Socket) open(fd int) {
+	s.leave.Store(true) // the predecessor's, until we are ready
 	name := s.Name
 	if name == "" {
 		name = "descriptor " + strconv.Itoa(fd)
@@ -236,9 +287,17 @@ func (g *Generation) receiveState() error {
 				return err
 			}
 			if b.Kind != Listener {
+				if m.truncated {
+					closeAll(m.fds)
+					return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
+				}
 				for _, fd := range m.fds {
 					s := &Socket{Network: b.Network, Address: b.Address, Name: b.Name, Activated: b.Activated, index: -1}
-					s.open(fd)
+					if b.Kind == File {
+						s.Kind, s.Open = File, os.NewFile(uintptr(fd), b.Name)
+					} else {
+						s.open(fd)
+					}
 					g.pool.unused = append(g.pool.unused, s)
 				}
 				continue

@@ -47,6 +47,7 @@ func (s *Successor) TakeBack()                               {}
 func (s *Successor) giveUp()                                 {}
 func (s *Successor) TermMeansReady() bool                    { return false }
 func (s *Successor) HandOver(time.Duration) error            { return errors.ErrUnsupported }
+func (s *Successor) Settled() <-chan struct{}                { return nil }
 func (s *Successor) Exited() <-chan struct{}                 { return nil }
 func (s *Successor) SteppedDown() <-chan struct{}            { return nil }
 func (s *Successor) ExitError() error                        { return nil }

@@ -3,8 +3,25 @@ package handoff
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"os"
+	"syscall"
 )
+
+// madeBy reports whether a socket is one of a pair that the process pid has
+// made; see SO_PEERCRED in unix(7).
+func madeBy(c *net.UnixConn, pid int) (made bool) {
+	if c == nil {
+		return false
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+			made = err == nil && int(cred.Pid) == pid
+		})
+	}
+	return made
+}
 
 // sameProgram reports whether the process pid has our own command line.
 func sameProgram(pid int) bool {

@@ -5,7 +5,10 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+
+	"github.com/facebookgo/grace/internal/accept"
 )
 
 // A Kind tells what travels.
@@ -29,7 +32,8 @@ type Socket struct {
 	// Open is what it is: a net.Listener, net.PacketConn or *os.File, by Kind.
 	Open io.Closer
 
-	index int // its place in the LISTEN_FDS that we inherited, or -1
+	leave atomic.Bool // closing it leaves its path
+	index int         // its place in the LISTEN_FDS that we inherited, or -1
 }
 
 // Listener returns the listener, or nil if it is none.
@@ -61,6 +65,10 @@ func (s *Socket) Addr() net.Addr {
 	return nil
 }
 
+// LeavesPath reports whether closing the socket shall leave its path: another
+// process has it.
+func (s *Socket) LeavesPath() bool { return s.leave.Load() }
+
 func (s *Socket) conn() syscall.Conn {
 	c, _ := s.Open.(syscall.Conn)
 	return c
@@ -68,8 +76,16 @@ func (s *Socket) conn() syscall.Conn {
 
 // keepPath says whether closing the socket shall leave a unix socket's path.
 func (s *Socket) keepPath(keep bool) {
-	if l, ok := s.Open.(interface{ SetUnlinkOnClose(bool) }); ok {
-		l.SetUnlinkOnClose(!keep && !s.Activated)
+	s.leave.Store(keep || s.Activated)
+	keepPath(s.Open, keep || s.Activated)
+}
+
+// keepPath says whether closing a listener shall leave a unix socket's path.
+func keepPath(l any, keep bool) {
+	if l, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok {
+		accept.Closing.Lock()
+		defer accept.Closing.Unlock()
+		l.SetUnlinkOnClose(!keep)
 	}
 }
 
@@ -79,7 +95,6 @@ type pool struct {
 	mu     sync.Mutex
 	unused []*Socket // inherited, in their order
 	used   []*Socket
-	passed bool // a successor has them: paths are its to remove
 }
 
 // take gives out the first unused socket that match accepts, or nil.
@@ -156,7 +171,6 @@ func (p *pool) closeUnused() []*Socket {
 func (p *pool) keepPaths(keep bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.passed = keep
 	for _, s := range p.used {
 		s.keepPath(keep)
 	}

@@ -41,6 +41,7 @@ type Successor struct {
 	control   *control
 	listeners []net.Listener   // what Start was called with
 	passed    map[socketID]int // which listening sockets it has, and where
+	bare      []net.Listener   // those of listeners that are not in the pool
 
 	hello       chan struct{} // closed when it has said that it is built on this library
 	moves       bool          // it takes connections over; set before hello is closed
@@ -49,8 +50,10 @@ type Successor struct {
 	givenUp     chan struct{} // closed when we no longer wait for ready
 	giveUpOnce  sync.Once
 	heard       chan struct{} // closed when it can say no more
+	mute        chan struct{} // closed when it can no longer say that it is ready
 	exited      chan struct{} // closed when it has ended and was waited for
 	steppedDown chan struct{} // closed when it has said that it is ending itself
+	settled     chan struct{} // closed when it is ready, or gone
 	state       *os.ProcessState
 	waitErr     error
 
@@ -69,6 +72,8 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 		heard:       make(chan struct{}),
 		exited:      make(chan struct{}),
 		steppedDown: make(chan struct{}),
+		settled:     make(chan struct{}),
+		mute:        make(chan struct{}),
 		passed:      map[socketID]int{},
 		waiting:     map[int]chan error{},
 	}
@@ -96,7 +101,9 @@ func (g *Generation) Start(listeners []net.Listener) (*Successor, error) {
 	g.mu.Unlock()
 
 	if err := s.start(providers); err != nil {
+		s.TakeBack()
 		g.forget(s)
+		close(s.settled)
 		return nil, err
 	}
 	return s, nil
@@ -122,6 +129,10 @@ func (s *Successor) start(providers map[string]func() []byte) error {
 		return fmt.Errorf("starting %s: %w", os.Args[0], err)
 	}
 	defer syscall.Close(theirs)
+
+	// From now on closing a socket here must not take its path from the
+	// successor: one built on facebookgo/grace may be ready without our knowing.
+	s.keepPaths(true)
 
 	// What it inherits, in this order: listening sockets, control socket, and
 	// the supervisor's.
@@ -219,6 +230,9 @@ func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func
 	pool := s.g.pool.all()
 	byID := make(map[socketID]*Socket, len(pool))
 	for _, sock := range pool {
+		if sock.Kind != Listener {
+			continue
+		}
 		if id, err := identify(sock.conn()); err == nil {
 			byID[id] = sock
 		}
@@ -256,6 +270,9 @@ func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func
 		if err := pass(c, &Socket{Kind: Listener, index: -1}); err != nil {
 			return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
 		}
+		if id, err := identify(c); err == nil && byID[id] == nil {
+			s.bare = append(s.bare, l)
+		}
 	}
 	for _, sock := range pool {
 		if sock.Kind == Listener {
@@ -288,31 +305,26 @@ func identify(c syscall.Conn) (id socketID, err error) {
 
 // tell sends what the successor must know of its sockets, and our state.
 func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) {
-	err := func() error {
-		for _, sock := range sockets {
-			body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
-			if sock.Kind == Listener {
-				if err := s.control.send(kindSocket, body); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
-				return s.control.send(kindSocket, body, fds...)
-			}); err != nil && !errors.Is(err, net.ErrClosed) {
-				return err
-			}
+	// What cannot be said is left out: the successor waits for the end.
+	check := func(err error) {
+		if err != nil && !isGone(err) && !errors.Is(err, net.ErrClosed) {
+			s.g.logf("grace: telling the successor, pid %d, about its sockets: %v", s.Pid, err)
 		}
-		for name, provide := range providers {
-			if err := s.control.send(kindState, stateBody{name, provide()}); err != nil {
-				return err
-			}
-		}
-		return s.control.send(kindBegin, nil)
-	}()
-	if err != nil && !isGone(err) {
-		s.g.logf("grace: telling the successor, pid %d, about its sockets: %v", s.Pid, err)
 	}
+	for _, sock := range sockets {
+		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
+		if sock.Kind == Listener {
+			check(s.control.send(kindSocket, body))
+			continue
+		}
+		check(withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
+			return s.control.send(kindSocket, body, fds...)
+		}))
+	}
+	for name, provide := range providers {
+		check(s.control.send(kindState, stateBody{name, provide()}))
+	}
+	check(s.control.send(kindBegin, nil))
 }
 
 // isGone reports whether an error says that the other end is closed.
@@ -334,12 +346,16 @@ func (s *Successor) wait() {
 
 // receive takes the successor's words until it can say no more.
 func (s *Successor) receive() {
+	defer s.refuseWaiting() // last: a Move that comes now sees heard closed
 	defer close(s.heard)
 	defer s.control.close()
-	defer s.refuseWaiting()
 	for {
 		m, err := s.control.receive()
 		if err != nil {
+			// One built on facebookgo/grace never says anything.
+			if isClosed(s.hello) && !isClosed(s.ready) {
+				close(s.mute)
+			}
 			return
 		}
 		closeAll(m.fds)
@@ -375,10 +391,7 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 func (s *Successor) markReady() {
-	s.markOnce.Do(func() {
-		s.keepPaths(true)
-		close(s.ready)
-	})
+	s.markOnce.Do(func() { close(s.ready) })
 }
 
 // TakeBack makes the sockets' paths ours again when the successor has failed.
@@ -388,10 +401,8 @@ func (s *Successor) TakeBack() { s.keepPaths(false) }
 // leaves its path.
 func (s *Successor) keepPaths(keep bool) {
 	s.g.pool.keepPaths(keep)
-	for _, l := range s.listeners {
-		if u, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok {
-			u.SetUnlinkOnClose(!keep && s.g.origin != Activated)
-		}
+	for _, l := range s.bare {
+		keepPath(l, keep)
 	}
 }
 
@@ -399,6 +410,7 @@ func (s *Successor) keepPaths(keep bool) {
 // ready within timeout, or is given up, the error says so and it is gone: what
 // still runs of it has been killed.
 func (s *Successor) awaitReady(timeout time.Duration) error {
+	defer close(s.settled)
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 
@@ -411,6 +423,12 @@ func (s *Successor) awaitReady(timeout time.Duration) error {
 		why = fmt.Errorf("not ready within %v: %w", timeout, context.DeadlineExceeded)
 	case <-s.givenUp:
 		why = errStopping
+	case <-s.mute:
+		select {
+		case <-s.exited: // that is why
+		case <-time.After(helloTimeout):
+			why = errors.New("its end of the control socket is closed, but it runs")
+		}
 	}
 
 	// From here on it cannot say that it is ready without learning that we no
@@ -426,8 +444,10 @@ func (s *Successor) awaitReady(timeout time.Duration) error {
 	if why != nil {
 		s.process.Kill()
 		<-s.exited
+		s.TakeBack()
 		return fmt.Errorf("%w; killed pid %d", why, s.Pid)
 	}
+	s.TakeBack()
 	return fmt.Errorf("%w after %v (before it was ready)", s.ExitError(), time.Since(s.Started).Round(time.Millisecond))
 }
 
@@ -472,17 +492,25 @@ func (s *Successor) HandOver(timeout time.Duration) error {
 	defer signal.Stop(terms)
 	outcome := make(chan error, 1)
 	go func() { outcome <- s.awaitReady(timeout) }()
+	var err error
 	select {
-	case err := <-outcome:
-		if err == nil {
-			err = syscall.Kill(os.Getpid(), syscall.SIGTERM)
-		}
-		return err
+	case <-s.hello: // it speaks for itself
+		signal.Stop(terms)
+		err = <-outcome
+	case err = <-outcome:
 	case <-terms: // the program has it too
 		s.TermMeansReady()
 		return <-outcome
 	}
+	signal.Stop(terms) // a program without a handler shall die of it
+	if err == nil {
+		err = syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	}
+	return err
 }
+
+// Settled is closed when the successor is ready, or gone.
+func (s *Successor) Settled() <-chan struct{} { return s.settled }
 
 // giveUp ends awaitReady.
 func (s *Successor) giveUp() { s.giveUpOnce.Do(func() { close(s.givenUp) }) }

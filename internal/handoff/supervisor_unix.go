@@ -27,6 +27,7 @@ func openSupervisor() (*net.UnixConn, error) {
 	if fd < 0 {
 		return nil, err
 	}
+	adopted = append(adopted, fd)
 	c, err := newUnixConn(fd)
 	if err != nil {
 		return nil, fmt.Errorf("%s=%d: %w", envSupervisor, fd, err)
