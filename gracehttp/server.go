@@ -313,7 +313,8 @@ func (s *server) park(c *conn, f *os.File) {
 		return
 	}
 	wrapped, core := s.wrap(nc)
-	s.admit(core, s.gate.Add) // in place of c
+	core.shared = c.shared
+	s.admit(core, s.gate.Add) // in place of c, whose file is closed: its close does no harm
 	s.inject(wrapped)
 }
 

@@ -4,7 +4,9 @@ package accept
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -22,6 +24,7 @@ type Gate struct {
 	mu        sync.Mutex // guards what follows
 	changed   sync.Cond  // paused, ended or accepting has changed
 	paused    bool       // Accept waits
+	pauses    int        // how often
 	ended     bool       // Accept fails
 	closed    bool       // so is the listener
 	accepting int        // calls of Accept that may still bring a connection
@@ -64,6 +67,7 @@ func (g *Gate) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		}
 		g.accepting++
+		pauses := g.pauses
 		g.mu.Unlock()
 
 		c, err := g.listener.Accept()
@@ -73,7 +77,9 @@ func (g *Gate) Accept() (net.Conn, error) {
 
 		g.mu.Lock()
 		g.accepted()
-		again := g.paused && !g.ended
+		// A pause may be over by the time that it shows here.
+		ours := pauses != g.pauses && errors.Is(err, os.ErrDeadlineExceeded)
+		again := (g.paused || ours) && !g.ended
 		if g.ended {
 			err = net.ErrClosed
 		}
@@ -184,6 +190,7 @@ func (g *Gate) pause() bool {
 	l, ok := g.listener.(interface{ SetDeadline(time.Time) error })
 	if ok && !g.closed {
 		g.paused = true
+		g.pauses++
 		l.SetDeadline(time.Unix(1, 0))
 	}
 	return ok
