@@ -334,10 +334,13 @@ func isGone(err error) bool {
 
 // wait waits for the successor's end, so that it does not stay as a zombie.
 func (s *Successor) wait() {
-	s.state, s.waitErr = s.process.Wait()
-	if s.waitErr == nil {
-		s.g.tellSupervisor(fmt.Sprintf("%s%d %d", StateEnded, s.Pid, s.state.Sys()))
+	if s.g.Supervised() {
+		// Before its status is taken: if we end in between, the supervisor takes it.
+		if status, ok := awaitEnd(s.Pid); ok {
+			s.g.tellSupervisor(fmt.Sprintf("%s%d %d", StateEnded, s.Pid, status))
+		}
 	}
+	s.state, s.waitErr = s.process.Wait()
 	s.control.shutdown() // its children may still hold the other end
 	<-s.heard
 	s.g.forget(s)

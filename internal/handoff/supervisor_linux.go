@@ -1,10 +1,13 @@
 package handoff
 
 import (
+	"encoding/binary"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"github.com/facebookgo/grace/internal/systemd"
 )
@@ -119,4 +122,41 @@ func (s *Supervisor) States() (states []State, over bool) {
 		}
 	})
 	return states, over
+}
+
+// awaitEnd waits until a child has ended, and returns its status without taking
+// it; see waitid(2).
+func awaitEnd(pid int) (status syscall.WaitStatus, ok bool) {
+	const (
+		byPID  = 1         // P_PID
+		ended  = 4         // WEXITED
+		noTake = 0x1000000 // WNOWAIT
+
+		exited = 1 // CLD_EXITED
+		dumped = 3 // CLD_DUMPED
+	)
+	var info [128]byte // siginfo_t
+	for {
+		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, byPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), ended|noTake, 0, 0)
+		if errno == syscall.EINTR {
+			continue
+		}
+		if errno != 0 {
+			return 0, false
+		}
+		break
+	}
+	field := func(offset uintptr) uint32 { return binary.NativeEndian.Uint32(info[offset:]) }
+	code := field(8)
+	if strings.HasPrefix(runtime.GOARCH, "mips") {
+		code = field(4)
+	}
+	value := field(8 + unsafe.Sizeof(uintptr(0)) + 8) // after si_pid and si_uid
+	switch code {
+	case exited:
+		return syscall.WaitStatus(value << 8), true
+	case dumped:
+		return syscall.WaitStatus(value | 0x80), true
+	}
+	return syscall.WaitStatus(value), true
 }
