@@ -502,7 +502,9 @@ func (s *Successor) HandOver(timeout time.Duration) error {
 		err = <-outcome
 	case err = <-outcome:
 	case <-terms: // the program has it too
-		s.TermMeansReady()
+		if !s.TermMeansReady() {
+			signal.Stop(terms) // another one is for the program alone
+		}
 		return <-outcome
 	}
 	signal.Stop(terms) // a program without a handler shall die of it
