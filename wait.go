@@ -177,11 +177,11 @@ func (w *waiter) stop() error {
 func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
 	w.g.StepDown()
-	w.p.notify(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()))
 	drained, cancel := w.drain(s)
 	defer cancel()
 	progress := w.newProgress()
 	defer progress.stop()
+	w.p.notify(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()))
 
 	var (
 		exited      = s.Exited()
