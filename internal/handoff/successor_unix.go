@@ -289,7 +289,10 @@ func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func
 }
 
 // A socketID is the same for all descriptors of one socket.
-type socketID struct{ dev, ino uint64 }
+type socketID struct {
+	dev, ino uint64
+	addr     string // where sockets have no inode number: on macOS and the BSDs
+}
 
 func identify(c syscall.Conn) (id socketID, err error) {
 	err = withFDs([]syscall.Conn{c}, func(fds []int) error {
@@ -297,7 +300,14 @@ func identify(c syscall.Conn) (id socketID, err error) {
 		if err := syscall.Fstat(fds[0], &st); err != nil {
 			return os.NewSyscallError("fstat", err)
 		}
-		id = socketID{uint64(st.Dev), uint64(st.Ino)}
+		id = socketID{dev: uint64(st.Dev), ino: uint64(st.Ino)}
+		if id.ino == 0 {
+			addr, err := syscall.Getsockname(fds[0])
+			if err != nil {
+				return os.NewSyscallError("getsockname", err)
+			}
+			id.addr = fmt.Sprintf("%T%+v", addr, addr)
+		}
 		return nil
 	})
 	return id, err

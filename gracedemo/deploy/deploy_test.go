@@ -1,0 +1,124 @@
+//go:build linux
+
+// Package deploy tests the files beside it with the programs that they are for.
+package deploy
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
+)
+
+func TestMain(m *testing.M) { os.Exit(driver.Run(m)) }
+
+// root is the root of the module.
+const root = "../.."
+
+// The demo's own addresses: the tests are alone in their network.
+const (
+	address = "127.0.0.1:48567"
+	path    = "/sleep/?duration=0s"
+)
+
+// run runs a command and returns what it prints.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// mount puts an empty directory over a path, in the namespace of the test.
+func mount(t *testing.T, path string) {
+	t.Helper()
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+		t.Fatalf("mounting on %s: %v", path, err)
+	}
+	t.Cleanup(func() { syscall.Unmount(path, 2) }) // MNT_DETACH
+}
+
+// copyFile copies a file of this directory.
+func copyFile(t *testing.T, to, from string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serving waits until the demo answers.
+func serving(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(10 * time.Millisecond) {
+		resp, err := http.Get("http://" + address + path)
+		if err == nil {
+			resp.Body.Close()
+			http.DefaultClient.CloseIdleConnections()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the demo does not answer: %v", err)
+		}
+	}
+}
+
+// slowly sends a request that takes two seconds. The returned function waits for
+// the answer.
+func slowly(t *testing.T) (answered func()) {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(driver.Patience))
+	if _, err := io.WriteString(c, "GET /sleep/?duration=2s HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		answer, err := io.ReadAll(c)
+		if err != nil || !strings.Contains(string(answer), "slept for 2000000000 nanoseconds") {
+			t.Errorf("a request had begun when the demo was stopped; its answer: %q %v", answer, err)
+		}
+	}
+}
+
+// need skips the test where a program is missing.
+func need(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, program := range programs {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("no %s here", program)
+		}
+	}
+}
+
+// demo builds the demo as it is deployed.
+func demo(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(dir, "gracedemo")
+	cmd := exec.Command("go", "build", "-o", program, "./gracedemo")
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building the demo: %v\n%s", err, out)
+	}
+	return program
+}

@@ -1,0 +1,295 @@
+//go:build linux
+
+package deploy
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/systemd"
+)
+
+func TestServiceAsItStands(t *testing.T) {
+	systemd.Need(t)
+	deploy(t)
+	u := systemd.System.Install(t, "gracedemo.service", "", "")
+	equal(t, u, "NotifyAccess", "main")
+
+	// It is started when it serves, not earlier.
+	u.Do("start")
+	first := u.MainPID()
+	for _, addr := range []string{"127.0.0.1:48567", "[::1]:48568", "127.0.0.1:48569"} {
+		if pid := ask(t, addr); pid != first {
+			t.Errorf("pid %d answers at %s, the main process is pid %d", pid, addr, first)
+		}
+	}
+	equal(t, u, "StatusText", fmt.Sprintf("Serving with pid %d", first))
+
+	// Reloads, with a request that is under way and many others.
+	stop := load(t, "127.0.0.1:48567", false)
+	defer stop()
+	old := first
+	for range 3 {
+		h := hold(t, "127.0.0.1:48568", "/sleep/")
+		u.Do("reload")
+		pid := awaitNewMain(t, u, old)
+		if is := ask(t, "127.0.0.1:48569"); is != pid {
+			t.Errorf("pid %d answers, the main process is pid %d", is, pid)
+		}
+		status := u.Systemctl("status")
+		if !strings.Contains(status, fmt.Sprintf("Main PID: %d (gracedemo)", pid)) || !strings.Contains(status, "active (running)") {
+			t.Errorf("systemctl status does not show pid %d as the main process of a running service:\n%s", pid, status)
+		}
+		h.finish(old)
+		old = pid
+	}
+	stop()
+	equal(t, u, "NRestarts", "0")
+	if log := u.Journal(); strings.Contains(log, "only permitted for") {
+		t.Error("systemd was told something by a process that it does not trust")
+	}
+
+	// restart and stop work as on the first day.
+	u.Do("restart")
+	pid := u.MainPID()
+	if pid == old {
+		t.Errorf("after a restart the main process is still pid %d", pid)
+	}
+	if is := ask(t, "127.0.0.1:48567"); is != pid {
+		t.Errorf("pid %d answers, the main process is pid %d", is, pid)
+	}
+	u.Do("reload")
+	awaitNewMain(t, u, pid)
+	u.Do("stop")
+	equal(t, u, "ActiveState", "inactive")
+	equal(t, u, "Result", "success")
+	if _, err := newClient("127.0.0.1:48567").sleep(0); err == nil {
+		t.Error("the service is stopped, and still answers")
+	}
+}
+
+func TestFailedReloadServesOnAndSaysWhy(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service")
+	d.Do("start")
+	pid := d.MainPID()
+	stop := load(t, d.addr, false)
+	defer stop()
+
+	replace(t, d.program, script(t, d.program+".broken", "exit 3"))
+	d.Do("reload")
+	status := d.Await("StatusText", ".*[Ff]ailed.*")
+	if !strings.Contains(status, "exit status 3") || !strings.Contains(status, strconv.Itoa(pid)) {
+		t.Errorf("the status is %q, want why the restart failed and that pid %d serves", status, pid)
+	}
+	d.Await("SubState", "running")
+	equal(t, d.Unit, "MainPID", strconv.Itoa(pid))
+	replace(t, d.program, d.program+".gone")
+	d.Do("reload")
+	d.Await("StatusText", ".*no such file.*")
+	d.Await("SubState", "running")
+
+	replace(t, d.program, systemd.Program(t, "gracedemo"))
+	next := d.reload()
+	equal(t, d.Unit, "StatusText", fmt.Sprintf("Serving with pid %d", next))
+	stop()
+	d.Do("stop")
+	equal(t, d.Unit, "Result", "success")
+}
+
+func TestSuccessorThatDiesYoungIsRolledBack(t *testing.T) {
+	t.Parallel()
+	faults := t.TempDir()
+	d := newDemo(t, "gracedemo.service", "DynamicUser=no")
+	d.useTestServer("-faults", faults)
+	d.Do("start")
+	old := d.MainPID()
+	h := hold(t, d.addr, "/echo")
+	fault := filepath.Join(faults, "kill-ready")
+	if err := os.WriteFile(fault, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Do("reload")
+	d.awaitLog("serving again")
+	if err := os.Remove(fault); err != nil {
+		t.Fatal(err)
+	}
+	h.finish(old)
+	d.rolledBack(old)
+}
+
+// Later, the predecessor is no longer the main process: systemd has to listen to
+// others.
+func TestSuccessorThatDiesLaterIsRolledBack(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "NotifyAccess=all")
+	d.Do("start")
+	old := d.MainPID()
+	h := hold(t, d.addr, "/sleep/")
+	if err := syscall.Kill(d.reload(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	d.awaitLog("serving again")
+	h.finish(old)
+	d.rolledBack(old)
+}
+
+// rolledBack checks that the process has taken over again, for good.
+func (d *demo) rolledBack(pid int) {
+	d.t.Helper()
+	d.Await("MainPID", strconv.Itoa(pid))
+	d.Await("SubState", "running")
+	hold(d.t, d.addr, d.held).finish(pid)
+	next := d.reload()
+	hold(d.t, d.addr, d.held).finish(next)
+	equal(d.t, d.Unit, "NRestarts", "0")
+	d.Do("stop")
+	equal(d.t, d.Unit, "Result", "success")
+}
+
+func TestStopFinishesRequests(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"stop", "restart"} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			// The drain takes longer than systemd has patience, if nobody asks for more.
+			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1")
+			d.Do("start")
+			d.reload()
+			pid := d.reload()
+			h := hold(t, d.addr, "/sleep/")
+			time.AfterFunc(3*time.Second, h.release)
+			d.Do(verb)
+			h.by(pid)
+			if verb == "stop" {
+				equal(t, d.Unit, "Result", "success")
+			} else if ask(t, d.addr) != d.MainPID() {
+				t.Errorf("the main process is not who answers")
+			}
+		})
+	}
+}
+
+func TestStopFinishesRequestsOfThePredecessorToo(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1")
+	d.Do("start")
+	pid := d.MainPID()
+	h := hold(t, d.addr, "/sleep/")
+	d.reload()
+	time.AfterFunc(3*time.Second, h.release)
+	d.Do("stop")
+	h.by(pid)
+	equal(t, d.Unit, "Result", "success")
+}
+
+func TestStatusTellsOfTheDrain(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service")
+	d.Do("start")
+	old := d.MainPID()
+	h := hold(t, d.addr, "/sleep/")
+	next := d.reload()
+	d.Await("StatusText", fmt.Sprintf("Serving with pid %d; pid %d drains 1 connection.*", next, old))
+	h.finish(old)
+	d.Await("StatusText", fmt.Sprintf("Serving with pid %d", next))
+
+	h = hold(t, d.addr, "/sleep/")
+	d.Systemctl("stop", "--no-block")
+	d.Await("StatusText", "Stopping: 1 connection.*")
+	h.finish(next)
+	d.Await("ActiveState", "inactive")
+}
+
+func TestSlowStartOfASuccessorIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "TimeoutStartSec=3")
+	d.Do("start")
+	old := d.MainPID()
+	replace(t, d.program, script(t, d.program+".slow",
+		fmt.Sprintf("sleep 5; exec %s \"$@\"", systemd.Program(t, "gracedemo"))))
+	began := time.Now()
+	d.Do("reload")
+	d.Await("ActiveState", "reloading|active")
+	pid := awaitNewMain(t, d.Unit, old)
+	if took := time.Since(began); took < 4*time.Second {
+		t.Fatalf("the successor took %v, not the 5 s that this test is about", took)
+	}
+	if is := ask(t, d.addr); is != pid {
+		t.Errorf("pid %d answers, the main process is pid %d", is, pid)
+	}
+	if log := d.Journal(); strings.Contains(log, "timed out") {
+		t.Errorf("systemd has lost its patience")
+	}
+}
+
+func TestWatchdogOverAReload(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "WatchdogSec=3", "RestartSec=100ms")
+	d.Do("start")
+	old := d.MainPID()
+	h := hold(t, d.addr, "/sleep/")
+	next := d.reload()
+	h.finish(old)
+	// Several intervals, of which nothing is to be seen.
+	h = hold(t, d.addr, "/sleep/")
+	time.AfterFunc(7*time.Second, h.release)
+	h.by(next)
+	equal(t, d.Unit, "MainPID", strconv.Itoa(next))
+	equal(t, d.Unit, "NRestarts", "0")
+
+	// One that hangs.
+	d.Kill("STOP")
+	d.Await("NRestarts", "1")
+	d.Await("SubState", "running")
+	if pid := ask(t, d.addr); pid == next || pid != d.MainPID() {
+		t.Errorf("pid %d answers after pid %d was ended by the watchdog; the main process is pid %d", pid, next, d.MainPID())
+	}
+	if log := d.Journal(); !strings.Contains(log, "Watchdog timeout") {
+		t.Error("it was not the watchdog that ended the service")
+	}
+}
+
+// A supervisor is the main process all along, and passes on what generations say.
+func TestSupervisedService(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "FileDescriptorStoreMax=8", "WatchdogSec=3", "TimeoutStopSec=1")
+	replace(t, d.program, script(t, d.program+".supervised",
+		fmt.Sprintf("exec %s -supervise \"$@\"", systemd.Program(t, "gracedemo"))))
+	d.Do("start")
+	main := d.MainPID()
+	pid := ask(t, d.addr)
+	if pid == main {
+		t.Fatalf("pid %d, the main process, answers; want a generation", pid)
+	}
+	d.Await("NFileDescriptorStore", "3")
+	for range 2 {
+		h := hold(t, d.addr, "/sleep/")
+		d.Do("reload")
+		next := awaitAnotherThan(t, d.addr, pid)
+		d.Await("StatusText", fmt.Sprintf("Serving with pid %d.*", next))
+		h.finish(pid)
+		pid = next
+	}
+	// Several intervals of the watchdog.
+	h := hold(t, d.addr, "/sleep/")
+	time.AfterFunc(7*time.Second, h.release)
+	h.by(pid)
+	equal(t, d.Unit, "MainPID", strconv.Itoa(main))
+	equal(t, d.Unit, "NFileDescriptorStore", "3")
+
+	h = hold(t, d.addr, "/sleep/")
+	time.AfterFunc(3*time.Second, h.release)
+	d.Do("stop")
+	h.by(pid)
+	equal(t, d.Unit, "Result", "success")
+	if log := d.Journal(); strings.Contains(log, "only permitted for") {
+		t.Error("systemd was told something by a process that it does not trust")
+	}
+}

@@ -1,0 +1,64 @@
+//go:build linux
+
+package deploy
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestListenersOutliveACrash(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "FileDescriptorStoreMax=8", "RestartSec=1")
+	d.Do("start")
+	d.Await("NFileDescriptorStore", "3")
+	d.reload()
+	pid := d.reload()
+	d.Await("NFileDescriptorStore", "3")
+	inode := listenerInode(t, d.addr)
+
+	for range 2 {
+		d.Kill("KILL")
+		// It waits in the socket that systemd has kept: nobody is there to accept it.
+		if by := ask(t, d.addr); by == pid {
+			t.Errorf("pid %d answers, which was killed", by)
+		}
+		d.Await("SubState", "running")
+		if now := listenerInode(t, d.addr); now != inode {
+			t.Errorf("the listening socket is %s, was %s before the crash", now, inode)
+		}
+		pid = d.reload()
+	}
+	equal(t, d.Unit, "NRestarts", "2")
+	equal(t, d.Unit, "NFileDescriptorStore", "3")
+
+	// When it is stopped, nobody listens any more.
+	d.Do("stop")
+	if c, err := net.Dial("tcp", d.addr); err == nil {
+		c.Close()
+		t.Error("the service is stopped, and its socket still open")
+	}
+}
+
+// listenerInode returns what tells a listening socket from another one.
+func listenerInode(t *testing.T, addr string) string {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(addr)
+	n, _ := strconv.Atoi(port)
+	b, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) > 9 && fields[3] == "0A" && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", n)) {
+			return fields[9]
+		}
+	}
+	t.Fatalf("nobody listens on %s", addr)
+	return ""
+}

@@ -1,0 +1,881 @@
+//go:build unix
+
+package gracehttp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
+)
+
+// How a server may end: without a successor, and with one that takes no
+// connections over, such as a program built on facebookgo/grace.
+var (
+	stop     *handoff.Successor
+	handOver = &handoff.Successor{}
+)
+
+const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+// kinds are the connections that a server has.
+var kinds = []string{"tcp", "unix", "tls"}
+
+// serveKind serves srv on connections of a kind.
+func serveKind(t *testing.T, kind string, srv *http.Server, idleGrace time.Duration) *generation {
+	t.Helper()
+	network := kind
+	if kind == "tls" {
+		network = "tcp"
+		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate().cert}}
+	}
+	return serveGeneration(t, network, srv, idleGrace)
+}
+
+// connect returns a connection of the server's kind that has been accepted.
+func connect(t *testing.T, g *generation) *client {
+	t.Helper()
+	for len(g.accepted) > 0 {
+		<-g.accepted
+	}
+	c := dial(t, g)
+	within(t, g.accepted, "the connection to be accepted")
+	if g.tls {
+		return newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
+	}
+	return c
+}
+
+// begin begins a drain, whose result it returns on a channel.
+func (g *generation) begin(t *testing.T, to *handoff.Successor) (drained <-chan error, cancel func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	done := make(chan error, 1)
+	go func() { done <- g.Drain(ctx, to) }()
+	for g.draining.Load() == nil {
+		time.Sleep(100 * time.Microsecond)
+	}
+	return done, cancel
+}
+
+func TestStopClosesIdleConnectionsAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+			used, fresh := connect(t, g), connect(t, g)
+			used.send(get)
+			used.expect("server / 0")
+			drained, _ := g.begin(t, stop)
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+			used.expectEnd()
+			if kind == "tls" {
+				fresh = newClient(t, fresh.Conn.(*tls.Conn).NetConn())
+			}
+			fresh.expectEnd()
+		})
+	}
+}
+
+// The handler does not read the first request's body, so that net/http leaves
+// the second request in the socket until the first one is answered.
+func TestStopAnswersRequestThatWaits(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			begun, release := make(chan bool), make(chan bool)
+			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == "POST" {
+					begun <- true
+					<-release
+				}
+				fmt.Fprint(w, r.Method)
+			})}
+			g := serveKind(t, kind, srv, time.Hour)
+			c := connect(t, g)
+			c.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+			within(t, begun, "the request")
+			c.send("abc" + get)
+			drained, _ := g.begin(t, stop)
+			close(release)
+			c.expect("POST")
+			c.expect("GET")
+			c.expectEnd()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+func TestStopAnswersWhatWasSentBefore(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+			clients := make([]*client, 30)
+			for i := range clients {
+				clients[i] = connect(t, g)
+				clients[i].send(get)
+				clients[i].expect("server / 0")
+			}
+			for _, c := range clients {
+				c.send(get)
+			}
+			drained, _ := g.begin(t, stop)
+			for _, c := range clients {
+				c.expect("server / 0")
+				c.expectEnd()
+			}
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+func TestStopAnswersTheBacklog(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Minute)
+			g.gate.Pause() // as if the process had no time to accept
+			wrote, answers := make(chan bool, 1000), make(chan error, 10)
+			for range cap(answers) {
+				c := dial(t, g)
+				c.Conn = &tellingConn{c.Conn, wrote}
+				if kind == "tls" {
+					c = newClient(t, tls.Client(c.Conn, clientTLS()))
+				}
+				go func() {
+					_, err := io.WriteString(c.Conn, get)
+					if err != nil {
+						answers <- err
+						return
+					}
+					_, body, err := c.tryAnswer()
+					if err == nil && body != "server / 0" {
+						err = fmt.Errorf("answer %q", body)
+					}
+					answers <- err
+				}()
+			}
+			for range cap(answers) {
+				within(t, wrote, "the clients to write")
+			}
+			drained, _ := g.begin(t, stop)
+			for range cap(answers) {
+				if err := within(t, answers, "an answer"); err != nil {
+					t.Errorf("a connection that nobody had accepted: %v", err)
+				}
+			}
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// A tellingConn tells of each Write.
+type tellingConn struct {
+	net.Conn
+	wrote chan bool
+}
+
+func (c *tellingConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.wrote <- true
+	return n, err
+}
+
+func TestDrainWaitsForRequestsInFlight(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		for _, kind := range kinds {
+			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
+				t.Parallel()
+				// The end is an event: http.Server.Shutdown would look every
+				// 500 ms. A busy machine may need several tries to be so fast.
+				var took time.Duration
+				for range 5 {
+					if took = drainInFlight(t, kind, to); took < 400*time.Millisecond {
+						return
+					}
+				}
+				t.Errorf("Drain has returned %v after the last answer", took)
+			})
+		}
+	}
+}
+
+// drainInFlight drains while a request is being handled, and returns how long
+// after its answer the drain has ended.
+func drainInFlight(t *testing.T, kind string, to *handoff.Successor) time.Duration {
+	begun, release := make(chan bool), make(chan bool)
+	cancelled := make(chan bool, 1)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun <- true
+		<-release
+		cancelled <- r.Context().Err() != nil
+		fmt.Fprint(w, "done")
+	})}
+	g := serveKind(t, kind, srv, 10*time.Millisecond)
+	c := connect(t, g)
+	c.send(get)
+	within(t, begun, "the request")
+	drained, _ := g.begin(t, to)
+	select {
+	case err := <-drained:
+		t.Fatalf("Drain has returned %v while a request is being handled", err)
+	case <-time.After(50 * time.Millisecond): // five times the grace
+	}
+	close(release)
+	c.expect("done")
+	answered := time.Now()
+	if within(t, cancelled, "the handler") {
+		t.Error("the drain has cancelled the request's context")
+	}
+	c.expectEnd()
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+	return time.Since(answered)
+}
+
+func TestClientsAreToldToGoElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+			c := connect(t, g)
+			c.send(get)
+			if resp := c.expect("server / 0"); resp.Close {
+				t.Fatal("an answer says Connection: close before the drain")
+			}
+			drained, _ := g.begin(t, handOver)
+			c.send(get)
+			if resp := c.expect("server / 0"); !resp.Close {
+				t.Error("an answer in a drain does not say Connection: close")
+			}
+			c.expectEnd()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// A client that asks for HTTP/2 by Upgrade gets HTTP/1.
+func TestUpgradeToH2CIsToldToGoElsewhere(t *testing.T) {
+	t.Parallel()
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, time.Hour)
+	c := connect(t, g)
+	g.begin(t, handOver)
+	c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n")
+	if resp := c.expect("server / 0"); !resp.Close {
+		t.Error("the answer does not say Connection: close")
+	}
+	c.expectEnd()
+}
+
+func TestIdleConnectionsStayForTheGrace(t *testing.T) {
+	t.Parallel()
+	const grace = 1500 * time.Millisecond
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: named("server")}, grace)
+			idle, used := connect(t, g), connect(t, g)
+			for _, c := range []*client{idle, used} {
+				c.send(get)
+				c.expect("server / 0")
+			}
+			start := time.Now()
+			drained, _ := g.begin(t, handOver)
+			time.Sleep(grace / 5)
+			used.send(get)
+			used.expect("server / 0")
+			idle.expectEnd()
+			if lasted := time.Since(start); lasted < grace {
+				t.Errorf("an idle connection was closed after %v, want %v", lasted, grace)
+			}
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// The answer to a request that was begun before the drain says nothing to the
+// client.
+func TestGraceBeginsWithTheAnswer(t *testing.T) {
+	t.Parallel()
+	const grace = 1500 * time.Millisecond
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			begun, release := make(chan bool), make(chan bool)
+			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					begun <- true
+					<-release
+				}
+				fmt.Fprint(w, "done")
+			})}
+			g := serveKind(t, kind, srv, grace)
+			c := connect(t, g)
+			c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+			within(t, begun, "the request")
+			g.begin(t, handOver)
+			time.Sleep(grace + grace/10)
+			close(release)
+			if resp := c.expect("done"); resp.Close {
+				t.Skip("the client was told")
+			}
+			time.Sleep(grace / 5)
+			c.send(get)
+			c.expect("done")
+		})
+	}
+}
+
+// Half a request keeps a connection open, wherever the other half is cut off:
+// also if all that was read of it sits in net/http's buffer.
+func TestHalfARequestIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		for _, kind := range kinds {
+			for _, half := range []string{"G", "GET ", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: x\r\n"} {
+				if kind == "tls" && len(half) < 4 {
+					continue // in one record with the request before: nobody can tell
+				}
+				t.Run(fmt.Sprintf("%s handOver=%v half=%q", kind, to != nil, half), func(t *testing.T) {
+					t.Parallel()
+					g := serveKind(t, kind, &http.Server{Handler: named("server")}, 20*time.Millisecond)
+					c := connect(t, g)
+					c.send(get + half)
+					c.expect("server / 0")
+					g.begin(t, to)
+					time.Sleep(60 * time.Millisecond) // longer than the grace
+					c.send(strings.TrimPrefix(get, half))
+					c.expect("server / 0")
+				})
+			}
+		}
+	}
+}
+
+func TestHijackedConnectionsAreWaitedForAndTold(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		for _, kind := range kinds {
+			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
+				t.Parallel()
+				told, shutdown := make(chan bool, 1), make(chan bool, 1)
+				srv := &http.Server{Handler: http.HandlerFunc(echo)}
+				srv.RegisterOnShutdown(func() { shutdown <- true })
+				g := serveKind(t, kind, srv, 10*time.Millisecond)
+				OnDrain(func() { told <- true })(g.app)
+				c := connect(t, g)
+				c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+				if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+					t.Fatalf("answer: %v, %v", resp, err)
+				}
+				drained, _ := g.begin(t, to)
+				within(t, told, "the hook of OnDrain")
+				within(t, shutdown, "the hook of RegisterOnShutdown")
+				select {
+				case err := <-drained:
+					t.Fatalf("Drain has returned %v while a hijacked connection is open", err)
+				case <-time.After(50 * time.Millisecond): // five times the grace
+				}
+				c.send("still here\n")
+				if line, err := c.answers.ReadString('\n'); line != "still here\n" {
+					t.Fatalf("the hijacked connection brings %q, %v", line, err)
+				}
+				c.Close()
+				if err := within(t, drained, "the drain's end"); err != nil {
+					t.Errorf("Drain: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// echo hijacks the connection and sends back what comes.
+func echo(w http.ResponseWriter, r *http.Request) {
+	c, buffered, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+	io.Copy(c, buffered)
+}
+
+func TestDrainEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		for _, kind := range kinds {
+			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
+				t.Parallel()
+				begun := make(chan bool)
+				ended := make(chan error, 1)
+				g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					begun <- true
+					<-r.Context().Done()
+					ended <- r.Context().Err()
+				})}, time.Minute)
+				c := connect(t, g)
+				c.send(get)
+				within(t, begun, "the request")
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+				defer cancel()
+				if err := g.Drain(ctx, to); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("Drain: %v, want that its time is over", err)
+				}
+				g.cut()
+				within(t, ended, "the handler's context to be cancelled")
+				if _, _, err := c.tryAnswer(); err == nil {
+					t.Error("the connection is open after all was cut")
+				}
+			})
+		}
+	}
+}
+
+// http2Client returns a client that speaks HTTP/2 only, and counts its
+// connections.
+func http2Client(t *testing.T, g *generation) (*http.Client, *atomic.Int32) {
+	dials := new(atomic.Int32)
+	tr := &http.Transport{
+		Protocols:       new(http.Protocols),
+		TLSClientConfig: clientTLS(),
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dials.Add(1)
+			return new(net.Dialer).DialContext(ctx, network, g.addr)
+		},
+	}
+	if g.tls {
+		tr.Protocols.SetHTTP2(true)
+	} else {
+		tr.Protocols.SetUnencryptedHTTP2(true)
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: patience}, dials
+}
+
+func (g *generation) url(path string) string {
+	if g.tls {
+		return "https://example.com" + path
+	}
+	return "http://example.com" + path
+}
+
+func fetch(c *http.Client, url string) (string, error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.ProtoMajor != 2 {
+		err = fmt.Errorf("%s was spoken", resp.Proto)
+	}
+	return string(body), err
+}
+
+func serveHTTP2(t *testing.T, kind string, srv *http.Server, idleGrace time.Duration) *generation {
+	if kind == "h2c" {
+		enableH2C(srv)
+		return serveGeneration(t, "tcp", srv, idleGrace)
+	}
+	return serveKind(t, "tls", srv, idleGrace)
+}
+
+// A stream that is open when the drain begins is finished, and idle
+// connections get GOAWAY at once.
+func TestHTTP2Drains(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		for _, kind := range []string{"h2", "h2c"} {
+			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
+				t.Parallel()
+				begun, release := make(chan bool), make(chan bool)
+				g := serveHTTP2(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/slow" {
+						begun <- true
+						<-release
+					}
+					fmt.Fprint(w, "done")
+				})}, time.Hour)
+				idle, _ := http2Client(t, g)
+				if _, err := fetch(idle, g.url("/")); err != nil {
+					t.Fatal(err)
+				}
+				busy, _ := http2Client(t, g)
+				answer := make(chan error, 1)
+				go func() {
+					body, err := fetch(busy, g.url("/slow"))
+					if err == nil && body != "done" {
+						err = fmt.Errorf("answer %q", body)
+					}
+					answer <- err
+				}()
+				within(t, begun, "the slow request")
+				drained, _ := g.begin(t, to)
+				within(t, g.closed, "the idle connection's end")
+				select {
+				case err := <-drained:
+					t.Fatalf("Drain has returned %v while a stream is open", err)
+				case <-time.After(20 * time.Millisecond):
+				}
+				close(release)
+				if err := within(t, answer, "the slow request's answer"); err != nil {
+					t.Errorf("the slow request: %v", err)
+				}
+				if err := within(t, drained, "the drain's end"); err != nil {
+					t.Errorf("Drain: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// While a slow HTTP/1 request delays the GOAWAY, a request on an HTTP/2
+// connection is its last.
+func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"h2", "h2c"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			begun, release := make(chan bool), make(chan bool)
+			g := serveHTTP2(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					begun <- true
+					<-release
+				}
+				fmt.Fprint(w, "done")
+			})}, time.Hour)
+			slow := connect(t, g)
+			slow.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+			within(t, begun, "the slow request")
+			c, dials := http2Client(t, g)
+			if _, err := fetch(c, g.url("/")); err != nil {
+				t.Fatal(err)
+			}
+			drained, _ := g.begin(t, handOver)
+			if _, err := fetch(c, g.url("/")); err != nil {
+				t.Errorf("a request in the drain: %v", err)
+			}
+			within(t, g.closed, "the connection's end")
+			if n := dials.Load(); n != 1 {
+				t.Errorf("the client has opened %d connections", n)
+			}
+			close(release)
+			slow.expect("done")
+			slow.Close()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+func TestH2CPrefaceInPieces(t *testing.T) {
+	t.Parallel()
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	for _, piece := range []int{1, 3, 8, 14, 20} {
+		t.Run(fmt.Sprint(piece), func(t *testing.T) {
+			t.Parallel()
+			idle := make(chan bool, 1)
+			srv := &http.Server{ConnState: func(_ net.Conn, state http.ConnState) {
+				if state == http.StateIdle {
+					idle <- true
+				}
+			}}
+			asks := make(chan int, 100)
+			srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+				(&tap{asks: asks}).on(c)
+				return ctx
+			}
+			enableH2C(srv)
+			g := serveGeneration(t, "tcp", srv, time.Hour)
+			c := connect(t, g)
+			within(t, asks, "the server to read")
+			c.send(preface[:piece])
+			within(t, asks, "the server to read more")
+			c.send(preface[piece:] + "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
+			within(t, idle, "the server to know the connection as HTTP/2")
+			drained, _ := g.begin(t, handOver)
+			var got []byte
+			for !strings.Contains(string(got), "\x00\x00\x08\x07\x00\x00\x00\x00\x00") {
+				b, err := c.answers.ReadByte()
+				if err != nil {
+					t.Fatalf("the connection brings %q, %v; want GOAWAY", got, err)
+				}
+				got = append(got, b)
+			}
+			c.Close()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// A protocol that the program has in TLSNextProto is like a hijacked connection.
+func TestOwnProtocolIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	begun := make(chan bool, 1)
+	srv := &http.Server{TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
+		"lines": func(_ *http.Server, c *tls.Conn, _ http.Handler) {
+			begun <- true
+			io.Copy(c, c)
+		},
+	}}
+	srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate().cert}, NextProtos: []string{"lines"}}
+	g := serveGeneration(t, "tcp", srv, 20*time.Millisecond)
+	raw := dial(t, g)
+	c := newClient(t, tls.Client(raw.Conn, clientTLS("lines")))
+	c.send("a")
+	within(t, begun, "the protocol's function")
+	drained, _ := g.begin(t, handOver)
+	select {
+	case err := <-drained:
+		t.Fatalf("Drain has returned %v", err)
+	case <-time.After(100 * time.Millisecond): // five times the grace
+	}
+	c.send("b\n")
+	if line, err := c.answers.ReadString('\n'); line != "ab\n" {
+		t.Errorf("the connection brings %q, %v", line, err)
+	}
+	c.Close()
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+}
+
+// Who comes during the drain waits for the successor to accept, or for the
+// server to serve again.
+func TestDrainAcceptsNothing(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+			idle := connect(t, g) // the drain cannot end
+			idle.send(get)
+			idle.expect("server / 0")
+			drained, cancel := g.begin(t, handOver)
+			late := dial(t, g)
+			if kind == "tls" {
+				late = newClient(t, tls.Client(late.Conn, clientTLS("http/1.1")))
+			}
+			sent := make(chan error, 1)
+			go func() {
+				_, err := io.WriteString(late.Conn, get)
+				sent <- err
+			}()
+			select {
+			case <-g.accepted:
+				t.Error("a connection was accepted during the drain")
+			case <-time.After(50 * time.Millisecond):
+			}
+			cancel()
+			within(t, drained, "the drain's end")
+			g.Resume()
+			if err := within(t, sent, "the request to be sent"); err != nil {
+				t.Fatal(err)
+			}
+			if resp := late.expect("server / 0"); resp.Close {
+				t.Error("the answer says Connection: close")
+			}
+		})
+	}
+}
+
+// A drain that is called off before its end has changed nothing for clients.
+func TestDrainCalledOffLeavesConnectionsAlone(t *testing.T) {
+	t.Parallel()
+	const grace = 50 * time.Millisecond
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			begun, release := make(chan bool), make(chan bool)
+			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					begun <- true
+					<-release
+				}
+				fmt.Fprint(w, "done")
+			})}, grace)
+			idle, busy := connect(t, g), connect(t, g)
+			idle.send(get)
+			idle.expect("done")
+			busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+			within(t, begun, "the slow request")
+			drained, cancel := g.begin(t, handOver)
+			cancel()
+			if err := within(t, drained, "the drain's end"); !errors.Is(err, context.Canceled) {
+				t.Errorf("Drain: %v, want that it was called off", err)
+			}
+			g.Resume()
+			time.Sleep(3 * grace)
+			close(release)
+			busy.expect("done")
+			for _, c := range []*client{idle, busy, connect(t, g)} {
+				c.send(get)
+				if resp := c.expect("done"); resp.Close {
+					t.Error("an answer says Connection: close after the drain")
+				}
+			}
+		})
+	}
+}
+
+// When the successor fails as late as can be, everything works as before.
+func TestResumesAfterShutdown(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"tcp", "unix", "tls", "h2", "h2c"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			states := make(chan http.ConnState, 100)
+			srv := &http.Server{
+				Handler:   named("server"),
+				ConnState: func(_ net.Conn, state http.ConnState) { states <- state },
+				BaseContext: func(net.Listener) context.Context {
+					return context.WithValue(context.Background(), contextKey{}, "base")
+				},
+			}
+			var g *generation
+			switch kind {
+			case "h2", "h2c":
+				g = serveHTTP2(t, kind, srv, time.Millisecond)
+			default:
+				g = serveKind(t, kind, srv, time.Millisecond)
+			}
+			// Each time it serves, drains to the end, and resumes.
+			for range 2 {
+				for range 2 {
+					if strings.HasPrefix(kind, "h2") {
+						c, _ := http2Client(t, g)
+						for range 2 {
+							if body, err := fetch(c, g.url("/")); err != nil || body != "server / 0" {
+								t.Fatalf("answer %q, %v", body, err)
+							}
+						}
+						continue
+					}
+					c := connect(t, g)
+					for range 2 {
+						c.send(get)
+						if resp := c.expect("server / 0"); resp.Close {
+							t.Error("an answer says Connection: close")
+						}
+					}
+				}
+				for state := http.ConnState(-1); state != http.StateIdle; {
+					state = within(t, states, "the program's ConnState to be called")
+				}
+				drained, _ := g.begin(t, handOver)
+				if err := within(t, drained, "the drain's end"); err != nil {
+					t.Fatalf("Drain: %v", err)
+				}
+				g.Resume()
+			}
+			select {
+			case err := <-g.served:
+				t.Errorf("Serve has returned %v", err)
+			default:
+			}
+		})
+	}
+}
+
+type contextKey struct{}
+
+// A successor may fail at any moment, also just when net/http's Shutdown was
+// called and has not run its hooks.
+func TestResumesRepeatedly(t *testing.T) {
+	t.Parallel()
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, 0)
+	for range 200 {
+		if err := g.Drain(context.Background(), handOver); err != nil {
+			t.Fatal(err)
+		}
+		g.Resume()
+		c := dial(t, g)
+		c.send(get)
+		c.expect("server / 0")
+		c.Close()
+	}
+	select {
+	case err := <-g.served:
+		t.Errorf("Serve has returned %v", err)
+	default:
+	}
+}
+
+func TestResumesAfterShutdownByTheProgram(t *testing.T) {
+	t.Parallel()
+	srv := &http.Server{Handler: named("server")}
+	g := serveGeneration(t, "tcp", srv, 0)
+	c := connect(t, g)
+	c.send(get)
+	c.expect("server / 0")
+	if err := srv.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := within(t, g.served, "the end of Serve"); err != http.ErrServerClosed {
+		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
+	}
+	if err := g.Drain(context.Background(), handOver); err != nil {
+		t.Fatal(err)
+	}
+	resumed := make(chan bool)
+	go func() {
+		g.Resume()
+		close(resumed)
+	}()
+	within(t, resumed, "Resume to return")
+}
+
+// The program's Shutdown is meant for whatever serves in its server's place.
+func TestShutdownByTheProgramAfterResume(t *testing.T) {
+	t.Parallel()
+	srv := &http.Server{Handler: named("server")}
+	g := serveGeneration(t, "tcp", srv, 0)
+	for range 2 {
+		if err := g.Drain(context.Background(), handOver); err != nil {
+			t.Fatal(err)
+		}
+		g.Resume()
+		c := connect(t, g)
+		c.send(get)
+		c.expect("server / 0")
+		c.Close()
+	}
+	if err := srv.Shutdown(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := within(t, g.served, "the end of Serve"); err != http.ErrServerClosed {
+		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
+	}
+}

@@ -1,0 +1,294 @@
+//go:build unix
+
+package gracehttp
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience is how long anything may take in a test.
+const patience = 30 * time.Second
+
+// A generation is one server as a process of the chain has it. Two of them in
+// the test's own process let a connection move at a moment of the test's choice.
+type generation struct {
+	*server
+	addr     string
+	served   chan error // what Serve has returned
+	accepted chan bool  // one for each connection in StateNew
+	closed   chan bool  // and in StateClosed
+}
+
+// serveGeneration serves srv on a new socket.
+func serveGeneration(t *testing.T, network string, srv *http.Server, idleGrace time.Duration) *generation {
+	t.Helper()
+	address := "127.0.0.1:0"
+	if network == "unix" {
+		address = t.TempDir() + "/socket"
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{idleGrace: idleGrace}
+	a.process.Logger = testLog(t)
+	if srv.ErrorLog == nil {
+		srv.ErrorLog = a.process.Logger
+	}
+	g := &generation{
+		addr:     l.Addr().String(),
+		served:   make(chan error, 1),
+		accepted: make(chan bool, 1000),
+		closed:   make(chan bool, 1000),
+	}
+	hook := srv.ConnState
+	srv.ConnState = func(c net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			g.accepted <- true
+		case http.StateClosed:
+			g.closed <- true
+		}
+		if hook != nil {
+			hook(c, state)
+		}
+	}
+	g.server = newServer(a, srv, l.(socket), network+" "+address)
+	a.servers = append(a.servers, g.server)
+	go func() { g.served <- g.server.Serve() }()
+	t.Cleanup(g.cut)
+	return g
+}
+
+// testLog returns a logger whose lines are shown if the test fails.
+func testLog(t *testing.T) *log.Logger {
+	lines := &lockedBuffer{}
+	t.Cleanup(func() {
+		if t.Failed() && lines.String() != "" {
+			t.Logf("logged:\n%s", lines)
+		}
+	})
+	return log.New(lines, "", log.Lmicroseconds)
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// moveTo begins a drain in which idle connections go to next, by the way that a
+// batch from another process takes: as copies of their descriptors.
+func (g *generation) moveTo(t *testing.T, next *generation) *drain {
+	t.Helper()
+	return g.drainWith(t, func(c *conn) bool {
+		dup, err := duplicate(c.raw)
+		if err != nil {
+			t.Errorf("copying a connection's descriptor: %v", err)
+			return false
+		}
+		next.take([]*os.File{dup})
+		return true
+	})
+}
+
+// drainWith begins a drain in which decide has the connections that are offered
+// to the successor.
+func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
+	t.Helper()
+	d := &drain{server: g.server}
+	d.mover = newMover(g.server, nil, d.refused)
+	stop := make(chan struct{})
+	var stopped sync.WaitGroup
+	stopped.Add(1)
+	go func() {
+		defer stopped.Done()
+		for {
+			select {
+			case o := <-d.mover.offers:
+				o.taken <- decide(o.conn)
+			case <-stop:
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		g.draining.Store(nil)
+		close(stop)
+		stopped.Wait()
+		close(d.mover.done)
+	})
+	g.gate.Pause()
+	g.draining.Store(d)
+	d.kickAll()
+	return d
+}
+
+// waitEmpty waits until no connection is left, in the book or in the count.
+func (g *generation) waitEmpty(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	err := g.gate.Wait(ctx)
+	for err == nil && g.http1.Load() != 0 {
+		time.Sleep(time.Millisecond) // it is counted out right after it has left the book
+		err = ctx.Err()
+	}
+	if err != nil {
+		open, _ := g.Active()
+		t.Fatalf("waited %v for the connections to end; %d are in the book, %d counted", patience, open, g.http1.Load())
+	}
+}
+
+// duplicate copies a connection's descriptor, as the control socket does.
+func duplicate(c syscall.Conn) (f *os.File, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var dup int
+	ctlErr := raw.Control(func(fd uintptr) {
+		if dup, err = syscall.Dup(int(fd)); err == nil {
+			f = os.NewFile(uintptr(dup), "")
+		}
+	})
+	return f, errors.Join(ctlErr, err)
+}
+
+// A tap tells the test of each Read: what it asks for, and what it brings.
+type tap struct {
+	rawConn
+	asks   chan int // nil: not told
+	brings chan int
+}
+
+func (t *tap) Read(b []byte) (int, error) {
+	if t.asks != nil {
+		t.asks <- len(b)
+	}
+	n, err := t.rawConn.Read(b)
+	if t.brings != nil && n > 0 {
+		t.brings <- n
+	}
+	return n, err
+}
+
+// on taps a connection of which nothing has been read.
+func (t *tap) on(c net.Conn) {
+	core := coreOf(c)
+	t.rawConn, core.raw = core.raw, t
+}
+
+// A client writes requests byte by byte and reads answers.
+type client struct {
+	t *testing.T
+	net.Conn
+	answers *bufio.Reader
+}
+
+func dial(t *testing.T, g *generation) *client {
+	t.Helper()
+	c, err := net.Dial(g.Addr().Network(), g.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return newClient(t, c)
+}
+
+func newClient(t *testing.T, c net.Conn) *client {
+	c.SetDeadline(time.Now().Add(patience))
+	return &client{t, c, bufio.NewReader(c)}
+}
+
+func (c *client) send(s string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c.Conn, s); err != nil {
+		c.t.Fatalf("sending %.40q: %v", s, err)
+	}
+}
+
+// answer reads an answer with its whole body.
+func (c *client) answer() (*http.Response, string) {
+	c.t.Helper()
+	resp, body, err := c.tryAnswer()
+	if err != nil {
+		c.t.Fatalf("no answer: %v", err)
+	}
+	return resp, body
+}
+
+func (c *client) tryAnswer() (*http.Response, string, error) {
+	resp, err := http.ReadResponse(c.answers, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	return resp, string(body), err
+}
+
+// expect reads an answer, which must have this body.
+func (c *client) expect(body string) *http.Response {
+	c.t.Helper()
+	resp, got := c.answer()
+	if resp.StatusCode != http.StatusOK || got != body {
+		c.t.Fatalf("answer: %s, %q; want 200 and %q", resp.Status, got, body)
+	}
+	return resp
+}
+
+// expectEnd reads the end of the connection, which must not be a reset.
+func (c *client) expectEnd() {
+	c.t.Helper()
+	if b, err := c.answers.ReadByte(); err != io.EOF {
+		c.t.Fatalf("the connection has %q, %v; want its end", b, err)
+	}
+}
+
+// within fails the test if what does not happen in time.
+func within[T any](t *testing.T, c <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("waited %v for %s", patience, what)
+		panic("unreachable")
+	}
+}
+
+// named answers with a name, the path, and the size of the request's body.
+func named(name string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil && !errors.Is(err, io.EOF) {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		fmt.Fprintf(w, "%s %s %d", name, r.URL.Path, n)
+	})
+}

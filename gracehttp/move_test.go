@@ -1,0 +1,601 @@
+//go:build unix
+
+package gracehttp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestConnectionsMove(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			begun, release := make(chan bool), make(chan bool)
+			a := serveGeneration(t, network, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					begun <- true
+					<-release
+					if err := r.Context().Err(); err != nil {
+						t.Errorf("the context of a request that is being handled: %v", err)
+					}
+				}
+				named("predecessor").ServeHTTP(w, r)
+			})}, time.Hour)
+			b := serveGeneration(t, network, &http.Server{Handler: named("successor")}, time.Hour)
+
+			fresh, idle, busy := connect(t, a), connect(t, a), connect(t, a)
+			idle.send(get)
+			idle.expect("predecessor / 0")
+			busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+			within(t, begun, "the slow request")
+			a.moveTo(t, b)
+			// At once, while the busy one is busy.
+			within(t, a.closed, "a connection's end in the predecessor")
+			within(t, a.closed, "a connection's end in the predecessor")
+			for _, c := range []*client{fresh, idle} {
+				c.send(get)
+				c.expect("successor / 0")
+			}
+			close(release)
+			if resp := busy.expect("predecessor /slow 0"); resp.Close {
+				t.Error("the answer of a connection that will move says Connection: close")
+			}
+			a.waitEmpty(t)
+			for _, c := range []*client{fresh, idle, busy} {
+				for range 2 {
+					c.send(get)
+					c.expect("successor / 0")
+				}
+			}
+			if n := b.http1.Load(); n != 3 {
+				t.Errorf("the successor counts %d connections, want 3", n)
+			}
+			if open, _ := b.Active(); open != 3 {
+				t.Errorf("the successor has %d connections in its book, want 3", open)
+			}
+		})
+	}
+}
+
+// A connection may move on from a process that has it from its predecessor.
+func TestConnectionsMoveOn(t *testing.T) {
+	t.Parallel()
+	var chain []*generation
+	for i := range 4 {
+		chain = append(chain, serveGeneration(t, "tcp", &http.Server{Handler: named(fmt.Sprint(i))}, time.Hour))
+	}
+	used, fresh := connect(t, chain[0]), connect(t, chain[0])
+	used.send(get)
+	used.expect("0 / 0")
+	// All of them drain at a time, in any order.
+	chain[1].moveTo(t, chain[2])
+	chain[0].moveTo(t, chain[1])
+	chain[2].moveTo(t, chain[3])
+	for _, c := range []*client{used, fresh} {
+		for {
+			c.send(get)
+			if _, body := c.answer(); body == "3 / 0" {
+				break
+			}
+		}
+	}
+	for _, g := range chain[:3] {
+		g.waitEmpty(t)
+	}
+}
+
+// To the successor's program a moved connection is a new one.
+func TestSuccessorKnowsMovedConnections(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			a := serveGeneration(t, network, &http.Server{Handler: named("predecessor")}, time.Hour)
+			states := make(chan string, 100)
+			srv := &http.Server{
+				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					fmt.Fprintf(w, "%v %v %s %s", r.Context().Value(contextKey{}), r.Context().Value(http.LocalAddrContextKey), r.RemoteAddr, r.URL.Path)
+				}),
+				ConnState: func(c net.Conn, state http.ConnState) {
+					states <- fmt.Sprintf("%s %v", c.RemoteAddr(), state)
+				},
+				ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+					return context.WithValue(ctx, contextKey{}, fmt.Sprintf("%v, connection %s", ctx.Value(contextKey{}), c.RemoteAddr()))
+				},
+				BaseContext: func(l net.Listener) context.Context {
+					return context.WithValue(context.Background(), contextKey{}, "listener "+l.Addr().Network())
+				},
+			}
+			b := serveGeneration(t, network, srv, time.Hour)
+			c := connect(t, a)
+			c.send(get)
+			c.expect("predecessor / 0")
+			a.moveTo(t, b)
+			a.waitEmpty(t)
+
+			remote := c.LocalAddr().String()
+			if network == "unix" {
+				remote = "@" // of a client without a name, as without a move
+			}
+			for range 2 {
+				c.send(get)
+				c.expect(fmt.Sprintf("listener %s, connection %s %s %s /", network, remote, c.RemoteAddr(), remote))
+			}
+			c.Close()
+			for _, want := range []string{"new", "active", "idle", "active", "idle", "closed"} {
+				if got := within(t, states, want); got != remote+" "+want {
+					t.Fatalf("ConnState: %q, want %q", got, remote+" "+want)
+				}
+			}
+		})
+	}
+}
+
+// The clocks of net/http that run while a request is read begin with its first
+// byte.
+func TestMovedConnectionOutlivesReadTimeouts(t *testing.T) {
+	t.Parallel()
+	const timeout = 500 * time.Millisecond
+	for _, srv := range []*http.Server{
+		{ReadHeaderTimeout: timeout},
+		{ReadHeaderTimeout: timeout, IdleTimeout: time.Hour},
+		{ReadTimeout: timeout, IdleTimeout: time.Hour},
+	} {
+		t.Run(fmt.Sprintf("header=%v read=%v idle=%v", srv.ReadHeaderTimeout, srv.ReadTimeout, srv.IdleTimeout), func(t *testing.T) {
+			t.Parallel()
+			a := serveGeneration(t, "tcp", &http.Server{Handler: named("predecessor")}, time.Hour)
+			srv.Handler = named("successor")
+			b := serveGeneration(t, "tcp", srv, time.Hour)
+			used, fresh := connect(t, a), connect(t, a)
+			used.send(get)
+			used.expect("predecessor / 0")
+			a.moveTo(t, b)
+			a.waitEmpty(t)
+			time.Sleep(timeout + timeout/5)
+			for _, c := range []*client{used, fresh} {
+				c.send(get)
+				c.expect("successor / 0")
+				// But they run: half a request is not waited for.
+				c.send("GET / HTTP/1.1\r\nHost: x\r\n")
+				c.expectEnd()
+			}
+		})
+	}
+}
+
+func TestMovedConnectionEndsWithIdleTimeout(t *testing.T) {
+	t.Parallel()
+	const timeout = 100 * time.Millisecond
+	for _, srv := range []*http.Server{{IdleTimeout: timeout}, {ReadTimeout: timeout}} {
+		t.Run(fmt.Sprintf("idle=%v read=%v", srv.IdleTimeout, srv.ReadTimeout), func(t *testing.T) {
+			t.Parallel()
+			a := serveGeneration(t, "tcp", &http.Server{Handler: named("predecessor")}, time.Hour)
+			b := serveGeneration(t, "tcp", srv, time.Hour)
+			c := connect(t, a)
+			moved := time.Now()
+			a.moveTo(t, b)
+			c.expectEnd()
+			if lasted := time.Since(moved); lasted < timeout {
+				t.Errorf("the connection has ended after %v, want %v", lasted, timeout)
+			}
+		})
+	}
+}
+
+// What interrupts a Read for the move leaves net/http's own deadline as it was.
+func TestIdleTimeoutHoldsAfterARefusal(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server"), IdleTimeout: timeout}, time.Hour)
+	c := connect(t, g)
+	start := time.Now()
+	c.send(get)
+	c.expect("server / 0")
+	offered := make(chan bool, 10)
+	d := g.drainWith(t, func(*conn) bool { offered <- true; return false })
+	within(t, offered, "the connection to be offered")
+	d.kickAll()
+	within(t, offered, "the connection to be offered again")
+	c.expectEnd()
+	if lasted := time.Since(start); lasted < timeout {
+		t.Errorf("the connection has ended after %v, want %v", lasted, timeout)
+	}
+}
+
+// A deadline that a handler sets does not survive its request, nor is it lost
+// by a move that was tried before.
+func TestHandlersDeadlineHoldsInADrain(t *testing.T) {
+	t.Parallel()
+	got := make(chan error, 1)
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "POST" {
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			_, err := r.Body.Read(make([]byte, 1))
+			got <- err
+			return
+		}
+		named("server").ServeHTTP(w, r)
+	})}, time.Hour)
+	c := connect(t, g)
+	offered := make(chan bool, 10)
+	g.drainWith(t, func(*conn) bool { offered <- true; return false })
+	within(t, offered, "the connection to be offered")
+	c.send(get)
+	c.expect("server / 0")
+	within(t, offered, "the connection to be offered again")
+	c.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
+	if err := within(t, got, "the handler's Read"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Read after the handler's deadline: %v", err)
+	}
+}
+
+// refuse begins a drain to a successor that takes no connection of g.
+func (g *generation) refuse(t *testing.T) {
+	d := &drain{server: g.server}
+	d.begin()
+	d.mover = newMover(g.server, handOver, d.refused)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		g.draining.Store(nil)
+		cancel()
+		<-d.mover.done
+	})
+	g.gate.Pause()
+	g.draining.Store(d)
+	go d.mover.run(ctx)
+	d.kickAll()
+}
+
+func TestRefusedConnectionsAreServedOn(t *testing.T) {
+	t.Parallel()
+	const grace = time.Second
+	begun, release := make(chan bool), make(chan bool)
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			begun <- true
+			<-release
+		}
+		fmt.Fprint(w, "done")
+	})}, grace)
+	c := connect(t, g)
+	c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+	within(t, begun, "the slow request")
+	g.refuse(t)
+	// The refusal comes late: the first connection is offered now.
+	time.Sleep(grace + grace/10)
+	close(release)
+	if resp := c.expect("done"); resp.Close {
+		t.Error("the answer says Connection: close before the refusal")
+	}
+	time.Sleep(grace / 5)
+	c.send(get)
+	if resp := c.expect("done"); !resp.Close {
+		t.Error("the answer after the refusal does not say Connection: close")
+	}
+	c.expectEnd()
+}
+
+func TestRefusedConnectionsEndAfterTheGrace(t *testing.T) {
+	t.Parallel()
+	const grace = 200 * time.Millisecond
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, grace)
+	fresh, idle := connect(t, g), connect(t, g)
+	idle.send(get)
+	idle.expect("server / 0")
+	start := time.Now()
+	g.refuse(t)
+	for _, c := range []*client{fresh, idle} {
+		c.expectEnd()
+		if lasted := time.Since(start); lasted < grace {
+			t.Errorf("an idle connection has ended after %v, want %v", lasted, grace)
+		}
+	}
+}
+
+// A program may close a connection at any time; that is no refusal.
+func TestConnectionClosedWhileItWaitsDoesNotCount(t *testing.T) {
+	t.Parallel()
+	accepted := make(chan net.Conn, 1)
+	srv := &http.Server{ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+		accepted <- c
+		return ctx
+	}}
+	g := serveGeneration(t, "tcp", srv, time.Hour)
+	c := connect(t, g)
+	closed := within(t, accepted, "the connection")
+	closed.Close()
+	m := newMover(g.server, handOver, func(err error) { t.Errorf("refused: %v", err) })
+	taken := make(chan bool, 1)
+	if err := m.move([]offer{{coreOf(closed), taken}}); err != nil || !within(t, taken, "the answer to the offer") {
+		t.Errorf("moving a connection that is closed: %v", err)
+	}
+	c.expectEnd()
+}
+
+// All that handlers do with a connection works in between moves.
+func TestHandlersSeeNothingOfMoves(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			file := t.TempDir() + "/file"
+			if err := os.WriteFile(file, []byte(strings.Repeat("f", 1<<20)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			flushed := make(chan bool)
+			mux := http.NewServeMux()
+			mux.HandleFunc("/flush", func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "first ")
+				w.(http.Flusher).Flush()
+				<-flushed
+				io.WriteString(w, "second ")
+				if err := http.NewResponseController(w).Flush(); err != nil {
+					t.Errorf("ResponseController.Flush: %v", err)
+				}
+			})
+			mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) {
+				if _, ok := w.(io.ReaderFrom); !ok {
+					t.Errorf("%T has no ReadFrom", w)
+				}
+				http.ServeFile(w, r, file)
+			})
+			mux.HandleFunc("/deadlines", func(w http.ResponseWriter, r *http.Request) {
+				c := http.NewResponseController(w)
+				err := errors.Join(c.SetReadDeadline(time.Now().Add(time.Hour)), c.SetWriteDeadline(time.Now().Add(time.Hour)), c.EnableFullDuplex())
+				io.WriteString(w, fmt.Sprint(err))
+			})
+			mux.HandleFunc("/hijack", echo)
+
+			// Each client moves before and after each of its requests.
+			var chain []*generation
+			for range 5 {
+				chain = append(chain, serveGeneration(t, network, &http.Server{Handler: mux}, time.Hour))
+			}
+			c := connect(t, chain[0])
+			move := func() {
+				chain[0].moveTo(t, chain[1])
+				chain[0].waitEmpty(t)
+				chain = chain[1:]
+			}
+			move()
+			c.send("GET /flush HTTP/1.1\r\nHost: x\r\n\r\n")
+			resp, err := http.ReadResponse(c.answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := make([]byte, len("first "))
+			if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "first " {
+				t.Fatalf("what was flushed: %q, %v", first, err)
+			}
+			flushed <- true
+			if rest, err := io.ReadAll(resp.Body); err != nil || string(rest) != "second " {
+				t.Fatalf("what came after it: %q, %v", rest, err)
+			}
+			move()
+			c.send("GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+			if _, body := c.answer(); len(body) != 1<<20 {
+				t.Errorf("the file has %d bytes", len(body))
+			}
+			move()
+			c.send("GET /deadlines HTTP/1.1\r\nHost: x\r\n\r\n")
+			c.expect("<nil>")
+			move()
+			c.send("GET /hijack HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+			if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+				t.Fatalf("answer: %v, %v", resp, err)
+			}
+			c.send("hello\n")
+			if line, err := c.answers.ReadString('\n'); line != "hello\n" {
+				t.Errorf("the hijacked connection brings %q, %v", line, err)
+			}
+		})
+	}
+}
+
+// The connection that net/http and hijackers get can do all that the one of
+// package net can: ReadFrom (sendfile, splice), CloseWrite, SyscallConn, and what
+// is yet to come.
+func TestConnectionsKeepTheirMethods(t *testing.T) {
+	t.Parallel()
+	for ours, concrete := range map[any]any{&tcpConn{}: &net.TCPConn{}, &unixConn{}: &net.UnixConn{}} {
+		have, want := reflect.TypeOf(ours), reflect.TypeOf(concrete)
+		for i := range want.NumMethod() {
+			if _, ok := have.MethodByName(want.Method(i).Name); !ok {
+				t.Errorf("%v has no %s, %v has", have, want.Method(i).Name, want)
+			}
+		}
+	}
+	for _, network := range []string{"tcp", "unix"} {
+		got := make(chan net.Conn, 1)
+		g := serveGeneration(t, network, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+			}
+			got <- c
+		})}, time.Hour)
+		c := connect(t, g)
+		c.send(get)
+		hijacked := within(t, got, "the hijacked connection")
+		if _, ok := hijacked.(io.ReaderFrom); !ok && network == "tcp" {
+			t.Errorf("%T is no io.ReaderFrom", hijacked)
+		}
+		if _, ok := hijacked.(io.WriterTo); !ok && network == "tcp" {
+			t.Errorf("%T is no io.WriterTo", hijacked)
+		}
+		if err := hijacked.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+			t.Errorf("CloseWrite: %v", err)
+		}
+		c.expectEnd()
+		hijacked.Close()
+	}
+}
+
+func TestReverseProxyMovesItsClients(t *testing.T) {
+	t.Parallel()
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			echo(w, r)
+			return
+		}
+		named("backend").ServeHTTP(w, r)
+	}))
+	t.Cleanup(backend.Close)
+	target, err := url.Parse(backend.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testHandler(t, httputil.NewSingleHostReverseProxy(target), "backend")
+
+	// What it switches to another protocol, it does in a drain too.
+	g := serveGeneration(t, "tcp", &http.Server{Handler: httputil.NewSingleHostReverseProxy(target)}, time.Hour)
+	c := connect(t, g)
+	drained, _ := g.begin(t, handOver)
+	c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+	resp, err := http.ReadResponse(c.answers, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols || !slices.Equal(resp.Header.Values("Connection"), []string{"Upgrade"}) {
+		t.Fatalf("answer: %v, %v", resp, err)
+	}
+	c.send("hello\n")
+	if line, err := c.answers.ReadString('\n'); line != "hello\n" {
+		t.Errorf("the connection brings %q, %v", line, err)
+	}
+	c.Close()
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+}
+
+func TestTimeoutHandlerMovesItsClients(t *testing.T) {
+	t.Parallel()
+	testHandler(t, http.TimeoutHandler(named("handler"), time.Minute, "late"), "handler")
+}
+
+// testHandler moves clients back and forth between servers with this handler,
+// while they send requests. The answers are those of named.
+func testHandler(t *testing.T, handler http.Handler, name string) {
+	t.Helper()
+	const clients, moves = 4, 20
+	var chain []*generation
+	for range moves + 1 {
+		chain = append(chain, serveGeneration(t, "tcp", &http.Server{Handler: handler}, time.Hour))
+	}
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for range clients {
+		c := connect(t, chain[0])
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for i := 0; !stop.Load(); i++ {
+				body := strings.Repeat("b", i%3*4000)
+				fmt.Fprintf(c, "POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", i, len(body), body)
+				_, got, err := c.tryAnswer()
+				if want := fmt.Sprintf("%s /%d %d", name, i, len(body)); err != nil || got != want {
+					t.Errorf("answer %q, %v; want %q", got, err, want)
+					return
+				}
+			}
+		}()
+	}
+	for i := range moves {
+		chain[i].moveTo(t, chain[i+1])
+		chain[i].waitEmpty(t)
+	}
+	stop.Store(true)
+	wg.Wait()
+}
+
+func TestRequestCutInTwoIsAnswered(t *testing.T) {
+	const (
+		first  = "POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+		second = "POST /2 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde"
+	)
+	for _, h2c := range []bool{false, true} {
+		for _, busy := range []bool{false, true} {
+			t.Run(fmt.Sprintf("h2c=%v busy=%v", h2c, busy), func(t *testing.T) {
+				t.Parallel()
+				for cut := len(first); cut <= len(first+second); cut++ {
+					t.Run(fmt.Sprint("cut=", cut-len(first)), func(t *testing.T) {
+						requestCutInTwo(t, first+second, cut, h2c, busy)
+					})
+				}
+			})
+		}
+	}
+}
+
+// requestCutInTwo sends two requests in one stream, up to the cut before the
+// restart and the rest after it. If busy, the restart comes while the first
+// request is being handled.
+func requestCutInTwo(t *testing.T, stream string, cut int, h2c, busy bool) {
+	begun, release := make(chan bool, 1), make(chan bool)
+	handler := func(name string) *http.Server {
+		h := named(name)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/1" && busy {
+				begun <- true
+				<-release
+			}
+			h.ServeHTTP(w, r)
+		})}
+		if h2c {
+			enableH2C(srv)
+		}
+		return srv
+	}
+	asks, idle := make(chan int, 1000), make(chan bool, 10)
+	predecessor := handler("predecessor")
+	predecessor.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		(&tap{asks: asks}).on(c)
+		return ctx
+	}
+	predecessor.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateIdle {
+			for len(asks) > 0 {
+				<-asks // those of the first request
+			}
+			idle <- true
+		}
+	}
+	a := serveGeneration(t, "tcp", predecessor, 0)
+	b := serveGeneration(t, "tcp", handler("successor"), 0)
+
+	c := dial(t, a)
+	c.send(stream[:cut])
+	if busy {
+		within(t, begun, "the first request")
+		a.moveTo(t, b)
+		close(release)
+		c.expect("predecessor /1 3")
+	} else {
+		c.expect("predecessor /1 3")
+		within(t, idle, "the first request's end")
+		if cut < len(stream) {
+			within(t, asks, "the server to wait for the rest")
+		}
+		a.moveTo(t, b)
+	}
+	c.send(stream[cut:])
+	resp, body := c.answer()
+	if want := []string{"predecessor /2 5", "successor /2 5"}; resp.StatusCode != 200 || body != want[0] && body != want[1] {
+		t.Errorf("the second request is answered with %s, %q; want one of %q", resp.Status, body, want)
+	}
+}

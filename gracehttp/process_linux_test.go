@@ -1,0 +1,120 @@
+package gracehttp
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
+)
+
+// A successor that is out of descriptors refuses what it cannot have.
+func TestConnectionsThatDoNotFitStayHere(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := startSite(t, "tcp", "", "-faults", string(faults), "-idle-grace", "8s")
+	var clients []*client
+	for range 300 {
+		c := s.connect()
+		c.send(getPid)
+		c.expectPid(s.first)
+		clients = append(clients, c)
+	}
+	faults.Set(t, "slow")
+	s.first.Signal(syscall.SIGUSR2)
+	waiting := s.Line(`^waiting pid=(\d+)`)
+	pid, _ := strconv.Atoi(waiting[1])
+	limit := syscall.Rlimit{Cur: 100, Max: 100}
+	_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(pid), syscall.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	if errno != 0 {
+		t.Fatalf("prlimit: %v", errno)
+	}
+	faults.Clear(t, "slow")
+	second := s.Ready(2)
+	s.Line("the successor takes no connections")
+	for _, c := range clients {
+		c.send(getPid)
+	}
+	moved := 0
+	for i, c := range clients {
+		resp, _ := c.answer()
+		if pidOf(resp) == second.Pid {
+			moved++
+			continue
+		}
+		if pidOf(resp) != s.first.Pid {
+			t.Errorf("client %d: answer %s from pid %d", i, resp.Status, pidOf(resp))
+		}
+		if resp.Close {
+			c.expectEnd()
+		}
+	}
+	for _, c := range clients {
+		c.Close()
+	}
+	if moved >= 100 {
+		t.Errorf("%d connections have moved to a process with 100 descriptors", moved)
+	}
+	s.first.WaitExit(0)
+	c := s.connect()
+	c.send(getPid)
+	c.expectPid(second)
+}
+
+// Files are still sent by the kernel.
+func TestSendfile(t *testing.T) {
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("no strace here")
+	}
+	calls := t.TempDir() + "/calls"
+	file := t.TempDir() + "/file"
+	if err := os.WriteFile(file, []byte(strings.Repeat("f", 1<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := driver.Command{Path: strace, Args: []string{
+		"-f", "-qq", "--seccomp-bpf", "-e", "trace=sendfile", "-e", "signal=none", "-o", calls,
+		driver.Binary(t), "-mode", "http", "-listen", "127.0.0.1:0",
+	}}.Start(t)
+	s := &site{Server: server, t: t, protocol: "tcp", first: server.Ready(1)}
+	s.addr = s.first.Addrs[0]
+	c := s.connect()
+	want := 0
+	for range 2 {
+		c.send("GET /file?path=" + file + " HTTP/1.1\r\nHost: x\r\n\r\n")
+		if _, body := c.answer(); len(body) != 1<<20 {
+			t.Fatalf("the file has %d bytes", len(body))
+		}
+		want += 1 << 20
+	}
+	s.first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	c.awaitPid(second)
+	c.send("GET /file?path=" + file + " HTTP/1.1\r\nHost: x\r\n\r\n")
+	if _, body := c.answer(); len(body) != 1<<20 {
+		t.Fatalf("the file has %d bytes", len(body))
+	}
+	want += 1 << 20
+	second.Signal(syscall.SIGTERM)
+	s.WaitEnd()
+	b, err := os.ReadFile(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := 0
+	for _, line := range strings.Split(string(b), "\n") {
+		if i := strings.LastIndex(line, "= "); i >= 0 {
+			n, _ := strconv.Atoi(strings.Fields(line[i+2:])[0])
+			sent += max(n, 0)
+		}
+	}
+	// net/http writes the beginning itself, from which it tells what it is.
+	if sent < want-3*512 {
+		t.Errorf("sendfile has sent %d bytes of %d:\n%s", sent, want, b)
+	}
+}

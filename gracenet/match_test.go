@@ -1,0 +1,133 @@
+package gracenet
+
+import (
+	"fmt"
+	"net"
+	"testing"
+)
+
+func TestSocketsAreFoundByWhatTheyAreBoundTo(t *testing.T) {
+	tcp := func(ip string, port int) *net.TCPAddr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: port} }
+	udp := func(ip string, port int) *net.UDPAddr { return &net.UDPAddr{IP: net.ParseIP(ip), Port: port} }
+	unix := func(network, name string) *net.UnixAddr { return &net.UnixAddr{Net: network, Name: name} }
+	bound := []net.Addr{
+		tcp("0.0.0.0", 80), tcp("::", 80), tcp("127.0.0.1", 80), tcp("::1", 80), tcp("0.0.0.0", 81), tcp("127.0.0.2", 80),
+		&net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 80, Zone: "eth0"},
+		udp("0.0.0.0", 80), udp("::", 80), udp("127.0.0.1", 80),
+		unix("unix", "/run/s"), unix("unixpacket", "/run/s"), unix("unixgram", "/run/s"), unix("unix", "@s"), unix("unix", ""),
+		nil,
+	}
+	for _, test := range []struct {
+		network, address string
+		want             []string
+	}{
+		// All forms of the unspecified address are the same one.
+		{"tcp", ":80", []string{"tcp 0.0.0.0:80", "tcp [::]:80"}},
+		{"tcp", "0.0.0.0:80", []string{"tcp 0.0.0.0:80", "tcp [::]:80"}},
+		{"tcp", "[::]:80", []string{"tcp 0.0.0.0:80", "tcp [::]:80"}},
+		{"tcp", ":http", []string{"tcp 0.0.0.0:80", "tcp [::]:80"}},
+		{"tcp", "[::ffff:0.0.0.0]:80", []string{"tcp 0.0.0.0:80", "tcp [::]:80"}},
+
+		// Families are not confused.
+		{"tcp4", ":80", []string{"tcp 0.0.0.0:80"}},
+		{"tcp4", "0.0.0.0:80", []string{"tcp 0.0.0.0:80"}},
+		{"tcp6", ":80", []string{"tcp [::]:80"}},
+		{"tcp6", "[::]:80", []string{"tcp [::]:80"}},
+		{"tcp4", "127.0.0.1:80", []string{"tcp 127.0.0.1:80"}},
+		{"tcp6", "[::1]:80", []string{"tcp [::1]:80"}},
+
+		// An address is itself only.
+		{"tcp", "127.0.0.1:80", []string{"tcp 127.0.0.1:80"}},
+		{"tcp", "[::ffff:127.0.0.1]:80", []string{"tcp 127.0.0.1:80"}},
+		{"tcp", "[::1]:80", []string{"tcp [::1]:80"}},
+		{"tcp", "127.0.0.3:80", nil},
+		{"tcp", ":82", nil},
+		{"tcp", "0.0.0.0:81", []string{"tcp 0.0.0.0:81"}},
+		{"tcp", "[fe80::1%eth0]:80", []string{"tcp [fe80::1%eth0]:80"}},
+		{"tcp", "[fe80::1%eth1]:80", nil},
+		{"tcp", "[fe80::1]:80", nil},
+
+		// Any free port is none in particular.
+		{"tcp", ":0", nil},
+		{"tcp", "127.0.0.1:0", nil},
+		{"tcp4", "0.0.0.0:0", nil},
+		{"tcp", ":", nil},
+		{"udp", ":0", nil},
+
+		// Stream and datagram sockets are not confused.
+		{"udp", ":80", []string{"udp 0.0.0.0:80", "udp [::]:80"}},
+		{"udp4", ":80", []string{"udp 0.0.0.0:80"}},
+		{"udp6", "[::]:80", []string{"udp [::]:80"}},
+		{"udp", "127.0.0.1:80", []string{"udp 127.0.0.1:80"}},
+		{"udp6", "[::1]:80", nil},
+
+		// Paths.
+		{"unix", "/run/s", []string{"unix /run/s"}},
+		{"unixpacket", "/run/s", []string{"unixpacket /run/s"}},
+		{"unixgram", "/run/s", []string{"unixgram /run/s"}},
+		{"unix", "@s", []string{"unix @s"}},
+		{"unix", "/run/t", nil},
+		{"unix", "", nil},
+	} {
+		t.Run(test.network+" "+test.address, func(t *testing.T) {
+			matches, err := matcher(test.network, test.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, a := range bound {
+				if matches(a) {
+					got = append(got, a.Network()+" "+a.String())
+				}
+			}
+			if fmt.Sprint(got) != fmt.Sprint(test.want) {
+				t.Errorf("matches %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+// Port 0 belongs to no family and no address: such a socket is found by what
+// was asked for.
+func TestNoSocketIsBoundToPort0(t *testing.T) {
+	for _, network := range []string{"tcp", "tcp4", "tcp6"} {
+		for _, ip := range []string{"0.0.0.0", "::", "127.0.0.1", "::1"} {
+			if sameEndpoint(network, net.ParseIP(ip), net.ParseIP(ip), 0, 0, "", "") {
+				t.Errorf("%s %s, port 0, is taken for an address", network, ip)
+			}
+		}
+	}
+}
+
+// Every pair of a wanted and a bound address, against the rules one by one.
+func TestEndpointsExhaustively(t *testing.T) {
+	ips := []string{"", "0.0.0.0", "::", "127.0.0.1", "127.0.0.2", "::1", "::2"}
+	v4 := func(ip string) bool { return net.ParseIP(ip).To4() != nil }
+	unspecified := func(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }
+	for _, network := range []string{"tcp", "tcp4", "tcp6"} {
+		for _, want := range ips {
+			for _, is := range ips[1:] { // a socket is bound to something
+				for _, wantPort := range []int{0, 1, 2} {
+					for _, isPort := range []int{1, 2} {
+						same := wantPort == isPort && (want == is || unspecified(want) && unspecified(is))
+						if network == "tcp4" && !v4(is) || network == "tcp6" && v4(is) {
+							same = false
+						}
+						got := sameEndpoint(network, net.ParseIP(want), net.ParseIP(is), wantPort, isPort, "", "")
+						if got != same {
+							t.Errorf("%s: a socket on %s port %d serves for %q port %d: %v, want %v", network, is, isPort, want, wantPort, got, same)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestAddressesThatAreNoneAreErrors(t *testing.T) {
+	for _, test := range [][2]string{{"tcp", "80"}, {"tcp", ":99999"}, {"tcp", ":no-such-port"}, {"tcp4", "[::1]:80"}, {"udp", "nonsense"}} {
+		if _, err := matcher(test[0], test[1]); err == nil {
+			t.Errorf("%s %s: no error", test[0], test[1])
+		}
+	}
+}

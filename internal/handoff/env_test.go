@@ -1,0 +1,256 @@
+package handoff
+
+import (
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const ownPid = 4711
+
+func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
+	type env map[string]string
+	for _, test := range []struct {
+		name string
+		env  env
+		same bool // the parent has our command line
+		want announcement
+		err  string // part of the error
+	}{
+		// A shell, an init.
+		{name: "nothing", same: true},
+		{name: "empty LISTEN_FDS", env: env{envFDs: ""}, same: true},
+		{name: "only LISTEN_PID", env: env{envPID: "4711"}, same: true},
+		{name: "only LISTEN_FDNAMES", env: env{envNames: "a:b"}, same: true},
+		{name: "only a supervisor", env: env{envSupervisor: "3"}, same: true},
+
+		// systemd's socket activation.
+		{name: "activated", env: env{envFDs: "2", envPID: "4711"},
+			want: announcement{origin: Activated, count: 2}},
+		{name: "activated, parent is the same program", env: env{envFDs: "2", envPID: "4711"}, same: true,
+			want: announcement{origin: Activated, count: 2}},
+		{name: "activated with names", env: env{envFDs: "2", envPID: "4711", envNames: "web:admin"},
+			want: announcement{origin: Activated, count: 2, names: []string{"web", "admin"}}},
+		{name: "activated with names, one empty", env: env{envFDs: "3", envPID: "4711", envNames: "web::admin"},
+			want: announcement{origin: Activated, count: 3, names: []string{"web", "", "admin"}}},
+		{name: "activated without sockets", env: env{envFDs: "0", envPID: "4711"},
+			want: announcement{origin: Activated}},
+		{name: "activated by way of a supervisor", env: env{envFDs: "1", envSupervisor: "4", envNames: "web"}, same: true,
+			want: announcement{origin: Activated, count: 1, names: []string{"web"}}},
+
+		// This library.
+		{name: "successor", env: env{envFDs: "2", envControl: "5"},
+			want: announcement{origin: Succeeded, count: 2, control: 5}},
+		{name: "successor without sockets", env: env{envFDs: "0", envControl: "3"},
+			want: announcement{origin: Succeeded, control: 3}},
+		{name: "successor, no count", env: env{envControl: "3"},
+			want: announcement{origin: Succeeded, control: 3}},
+		{name: "successor with a stale LISTEN_PID", env: env{envFDs: "2", envControl: "5", envPID: "99"},
+			want: announcement{origin: Succeeded, count: 2, control: 5}},
+		{name: "successor with its own LISTEN_PID", env: env{envFDs: "2", envControl: "5", envPID: "4711"},
+			want: announcement{origin: Succeeded, count: 2, control: 5}},
+		{name: "supervised successor", env: env{envFDs: "2", envControl: "5", envSupervisor: "6"},
+			want: announcement{origin: Succeeded, count: 2, control: 5}},
+
+		// facebookgo/grace.
+		{name: "legacy successor", env: env{envFDs: "2"}, same: true,
+			want: announcement{origin: SucceededLegacy, count: 2}},
+		{name: "legacy successor with a stale LISTEN_PID", env: env{envFDs: "2", envPID: "99"}, same: true,
+			want: announcement{origin: SucceededLegacy, count: 2}},
+		{name: "legacy successor without sockets", env: env{envFDs: "0"}, same: true},
+
+		// Leaked.
+		{name: "leaked", env: env{envFDs: "2"}},
+		{name: "leaked, for another process", env: env{envFDs: "2", envPID: "99"}},
+		{name: "leaked, for another process, by way of a supervisor", env: env{envFDs: "2", envPID: "99", envSupervisor: "5"}},
+		{name: "leaked nonsense for another process", env: env{envFDs: "many", envPID: "99"}, same: true},
+		{name: "LISTEN_PID is compared as a number would be written", env: env{envFDs: "2", envPID: "+4711"}},
+
+		// Meant for nobody.
+		{name: "not a number", env: env{envFDs: "many"}, err: `LISTEN_FDS="many"`},
+		{name: "not a number, own pid", env: env{envFDs: "2 ", envPID: "4711"}, err: `LISTEN_FDS="2 "`},
+		{name: "negative", env: env{envFDs: "-1"}, same: true, err: `LISTEN_FDS="-1"`},
+		{name: "larger than any number", env: env{envFDs: "99999999999999999999"}, err: "LISTEN_FDS"},
+		{name: "not a number, for a successor", env: env{envFDs: "many", envControl: "5"}, err: `LISTEN_FDS="many"`},
+		{name: "not a number, for a successor, stale LISTEN_PID", env: env{envFDs: "many", envControl: "5", envPID: "99"}, err: `LISTEN_FDS="many"`},
+		{name: "control is no number", env: env{envFDs: "1", envControl: "x"}, err: `GRACE_CONTROL="x"`},
+		{name: "control is a standard stream", env: env{envFDs: "1", envControl: "2"}, err: `GRACE_CONTROL="2"`},
+		{name: "control is negative", env: env{envFDs: "1", envControl: "-4"}, err: `GRACE_CONTROL="-4"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := readEnv(func(name string) string { return test.env[name] }, ownPid, func() bool { return test.same })
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("error %v, want one that names %s", err, test.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, test.want) {
+				t.Errorf("got %+v, want %+v", got, test.want)
+			}
+		})
+	}
+}
+
+func TestParentIsLookedAtOnlyIfThatMatters(t *testing.T) {
+	for _, env := range []map[string]string{
+		{},
+		{envFDs: "0"},
+		{envFDs: "1", envPID: strconv.Itoa(ownPid)},
+		{envFDs: "1", envControl: "4"},
+		{envFDs: "nonsense"},
+	} {
+		readEnv(func(name string) string { return env[name] }, ownPid, func() bool {
+			t.Errorf("environment %v: the parent's command line was asked for", env)
+			return true
+		})
+	}
+}
+
+func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
+	for _, i := range []inheritance{
+		{control: true},
+		{count: 1, control: true},
+		{count: 1000, control: true, supervisor: true},
+		{count: 2, names: "web:admin", supervisor: true},
+	} {
+		env := i.environ([]string{
+			"PATH=/bin", envPID + "=99", envFDs + "=77", envControl + "=88", envSupervisor + "=66", envNames + "=stale", envPIDFD + "=5",
+		})
+		getenv := func(name string) string {
+			for _, v := range env {
+				if value, ok := strings.CutPrefix(v, name+"="); ok {
+					return value
+				}
+			}
+			return ""
+		}
+		a, err := readEnv(getenv, ownPid, func() bool { return true })
+		if err != nil {
+			t.Errorf("%+v: %v", i, err)
+			continue
+		}
+		want := announcement{origin: Activated, count: i.count}
+		if i.control {
+			want = announcement{origin: Succeeded, count: i.count, control: firstFD + i.count}
+		} else if i.names != "" {
+			want.names = strings.Split(i.names, ":")
+		}
+		if !reflect.DeepEqual(a, want) {
+			t.Errorf("%+v is read as %+v, want %+v", i, a, want)
+		}
+		wantSupervisor := ""
+		if i.supervisor {
+			wantSupervisor = strconv.Itoa(firstFD + i.count)
+			if i.control {
+				wantSupervisor = strconv.Itoa(firstFD + i.count + 1)
+			}
+		}
+		if got := getenv(envSupervisor); got != wantSupervisor {
+			t.Errorf("%+v: the supervisor's descriptor is %q, want %q", i, got, wantSupervisor)
+		}
+	}
+}
+
+func TestSuccessorsEnvironmentIsOursWithoutWhatWasMeantForUs(t *testing.T) {
+	got := inheritance{count: 2, control: true}.environ([]string{
+		"LISTEN_PID=1",
+		"HOME=/root",
+		"LISTEN_FDS=7",
+		"LISTEN_FDNAMES=a:b",
+		"EMPTY=",
+		"LISTEN_PIDFDID=9",
+		"LISTEN_FDS=8", // twice
+		"WATCHDOG_PID=1",
+		"WATCHDOG_USEC=1000",
+		"GRACE_CONTROL=3",
+		"GRACE_SUPERVISOR=4",
+		"NOTIFY_SOCKET=/run/notify",
+		"LISTEN_FDS_OF_OURS=x", // another name
+		"no equals sign",
+		"a=b=c",
+	})
+	want := []string{
+		"HOME=/root",
+		"EMPTY=",
+		"WATCHDOG_USEC=1000",
+		"NOTIFY_SOCKET=/run/notify",
+		"LISTEN_FDS_OF_OURS=x",
+		"no equals sign",
+		"a=b=c",
+		"LISTEN_FDS=2",
+		"GRACE_CONTROL=5",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestClearEnvRemovesWhatAnnounces(t *testing.T) {
+	for _, name := range announcing {
+		t.Setenv(name, "1")
+	}
+	t.Setenv("LISTEN_FDS_OF_OURS", "1")
+	clearEnv()
+	for _, name := range announcing {
+		if v, ok := os.LookupEnv(name); ok {
+			t.Errorf("%s=%s is still there", name, v)
+		}
+	}
+	if _, ok := os.LookupEnv("LISTEN_FDS_OF_OURS"); !ok {
+		t.Error("a variable that only begins like ours is gone")
+	}
+}
+
+func FuzzReadEnv(f *testing.F) {
+	f.Add("", "", "", "", "", 1, false)
+	f.Add("2", "4711", "web:admin", "", "", 4711, false)
+	f.Add("2", "99", "", "5", "6", 4711, true)
+	f.Add("-1", "", "", "3", "", 4711, true)
+	f.Add("1000000", "", ":::", "", "", 4711, true)
+	f.Add("99999999999999999999", "4711", "", "-1", "x", 4711, false)
+	f.Fuzz(func(t *testing.T, fds, listenPID, names, control, supervisor string, pid int, same bool) {
+		env := map[string]string{envFDs: fds, envPID: listenPID, envNames: names, envControl: control, envSupervisor: supervisor}
+		read := func() (announcement, error) {
+			return readEnv(func(name string) string { return env[name] }, pid, func() bool { return same })
+		}
+		a, err := read()
+		if again, errAgain := read(); !reflect.DeepEqual(a, again) || (err == nil) != (errAgain == nil) {
+			t.Fatalf("%v: %+v, %v the first time, then %+v, %v", env, a, err, again, errAgain)
+		}
+		if err != nil || a.origin == Fresh {
+			if !reflect.DeepEqual(a, announcement{}) {
+				t.Errorf("%v: error %v or nothing to inherit, but %+v", env, err, a)
+			}
+			return
+		}
+		if a.count < 0 || fds == "" && a.count != 0 {
+			t.Errorf("%v: %d descriptors", env, a.count)
+		}
+		if len(a.names) > strings.Count(names, ":")+1 {
+			t.Errorf("%v: %d names", env, len(a.names))
+		}
+		switch a.origin {
+		case Succeeded:
+			if control == "" || a.control < firstFD {
+				t.Errorf("%v: a successor with control socket %d", env, a.control)
+			}
+		case Activated:
+			if control != "" || fds == "" || listenPID != strconv.Itoa(pid) && (listenPID != "" || supervisor == "") {
+				t.Errorf("%v: activated, though that was meant for another process than %d", env, pid)
+			}
+		case SucceededLegacy:
+			if control != "" || a.count == 0 || !same || listenPID == strconv.Itoa(pid) {
+				t.Errorf("%v: a successor of the old library, parent the same program: %v", env, same)
+			}
+		default:
+			t.Errorf("%v: origin %d", env, a.origin)
+		}
+	})
+}

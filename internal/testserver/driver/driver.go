@@ -1,0 +1,467 @@
+//go:build unix
+
+// Package driver builds the test server, starts it, and follows it through its
+// generations.
+//
+//	func TestMain(m *testing.M) { os.Exit(driver.Run(m)) }
+//
+//	func TestRestart(t *testing.T) {
+//		s := driver.Start(t, "-listen", "127.0.0.1:0")
+//		first := s.Ready(1)
+//		first.Signal(syscall.SIGUSR2)
+//		second := s.Ready(2)
+//		first.WaitExit(0)
+//		// second.Addrs, second.Pid
+//	}
+//
+// Whatever a wait waits for, it fails the test if it takes too long. When the test
+// ends all generations are killed and, if it has failed, what they said is logged.
+package driver
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Patience is how long anything may take.
+const Patience = 30 * time.Second
+
+const packages = "github.com/facebookgo/grace/internal/testserver"
+
+var buildDir string
+
+// build builds the test server and the stranger, once for a test binary, with
+// the race detector if that has it.
+var build = sync.OnceValue(func() (err error) {
+	if buildDir, err = os.MkdirTemp("", "testserver"); err != nil {
+		return err
+	}
+	args := []string{"build", "-o", buildDir}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, packages, packages+"/stranger")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("building the test server: %w\n%s", err, out)
+	}
+	return nil
+})
+
+// Run runs the tests and removes what was built for them.
+func Run(m *testing.M) int {
+	defer func() {
+		if buildDir != "" {
+			os.RemoveAll(buildDir)
+		}
+	}()
+	return m.Run()
+}
+
+// Binary returns the path of the test server.
+func Binary(tb testing.TB) string {
+	tb.Helper()
+	if err := build(); err != nil {
+		tb.Fatal(err)
+	}
+	return filepath.Join(buildDir, "testserver")
+}
+
+// Stranger returns the path of a program with the same flags that is not built
+// on the library.
+func Stranger(tb testing.TB) string {
+	return filepath.Join(filepath.Dir(Binary(tb)), "stranger")
+}
+
+// A Command is what to start. The zero value is the test server.
+type Command struct {
+	Path       string // the program; the test server if empty
+	Argv0      string // what it is called as; its path if empty
+	Args       []string
+	Env        []string // added to the environment
+	Dir        string
+	ExtraFiles []*os.File // from descriptor 3 on
+
+	namespace bool // see StartAsPID1
+}
+
+// Start starts the test server.
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	return Command{Args: args}.Start(tb)
+}
+
+// Start starts the command. Standard output and error of all its generations
+// are read; the standard input stays open as long as the test runs.
+func (c Command) Start(tb testing.TB) *Server {
+	tb.Helper()
+	if c.Path == "" {
+		c.Path = Binary(tb)
+	}
+	stdin, lifeline, err := os.Pipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	output, stdout, err := os.Pipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.Command(c.Path, c.Args...)
+	if c.Argv0 != "" {
+		cmd.Args[0] = c.Argv0
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stdout
+	cmd.Dir = c.Dir
+	cmd.Env = append(environ(c.Dir), c.Env...)
+	cmd.ExtraFiles = c.ExtraFiles
+	becomeReaper()
+	err = cmd.Start()
+	stdin.Close()
+	stdout.Close()
+	if err != nil {
+		lifeline.Close()
+		output.Close()
+		tb.Fatal(err)
+	}
+
+	s := &Server{tb: tb, changed: make(chan struct{}), namespace: c.namespace}
+	s.first = s.learn(cmd.Process.Pid)
+	cmd.Process.Release()
+	go s.read(output)
+	tb.Cleanup(func() {
+		lifeline.Close()
+		s.end()
+	})
+	return s
+}
+
+// environ is the environment without what would make the server inherit
+// something.
+func environ(dir string) (env []string) {
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		switch {
+		case strings.HasPrefix(name, "LISTEN_"), strings.HasPrefix(name, "WATCHDOG_"), strings.HasPrefix(name, "GRACE_"), name == "NOTIFY_SOCKET":
+		case name == "GORACE", name == "PWD" && dir != "":
+		default:
+			env = append(env, v)
+		}
+	}
+	if dir != "" {
+		env = append(env, "PWD="+dir)
+	}
+	// The race detector lets an ending process sleep for a second, otherwise.
+	return append(env, strings.TrimSpace("GORACE=atexit_sleep_ms=10 "+os.Getenv("GORACE")))
+}
+
+// A Server is a chain of generations.
+type Server struct {
+	tb        testing.TB
+	first     *Process
+	namespace bool // its processes have other numbers than ours
+
+	mu        sync.Mutex    // guards what follows
+	changed   chan struct{} // closed at the next change
+	lines     []string
+	processes []*Process // in the order in which they were heard of
+	ready     []*Process // in the order in which they became so
+	ended     bool       // nobody is left to write
+	killing   bool
+}
+
+// A Process is one generation.
+type Process struct {
+	Pid   int
+	Addrs []string // where it listens, once it is ready
+
+	s      *Server
+	handle *os.Process
+	exited chan struct{} // closed when it has ended
+	status *syscall.WaitStatus
+}
+
+// First returns the process that was started.
+func (s *Server) First() *Process { return s.first }
+
+// Ready returns the n-th process, from 1 on, that became ready.
+func (s *Server) Ready(n int) *Process {
+	s.tb.Helper()
+	var p *Process
+	s.wait(fmt.Sprintf("ready process %d", n), func() bool {
+		if len(s.ready) >= n {
+			p = s.ready[n-1]
+		}
+		return p != nil
+	})
+	return p
+}
+
+// Line returns the first line, of those after the first from, that matches the
+// pattern, and its submatches.
+func (s *Server) Line(pattern string, from ...int) []string {
+	s.tb.Helper()
+	expr := regexp.MustCompile(pattern)
+	next := 0
+	if len(from) > 0 {
+		next = from[0]
+	}
+	var match []string
+	s.wait(fmt.Sprintf("a line matching %q", pattern), func() bool {
+		for ; next < len(s.lines) && match == nil; next++ {
+			match = expr.FindStringSubmatch(s.lines[next])
+		}
+		return match != nil
+	})
+	return match
+}
+
+// Mark returns how many lines there are, for Line to look at later ones only.
+func (s *Server) Mark() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.lines)
+}
+
+// All returns the lines by now that match the pattern, and their submatches.
+func (s *Server) All(pattern string) (matches [][]string) {
+	expr := regexp.MustCompile(pattern)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, line := range s.lines {
+		if m := expr.FindStringSubmatch(line); m != nil {
+			matches = append(matches, m)
+		}
+	}
+	return matches
+}
+
+// Count returns how many lines there are by now that match the pattern.
+func (s *Server) Count(pattern string) int { return len(s.All(pattern)) }
+
+// Output returns all that was written so far.
+func (s *Server) Output() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.lines, "\n")
+}
+
+// Process returns the one with this process id, when it has been heard of.
+func (s *Server) Process(pid int) *Process {
+	s.tb.Helper()
+	var p *Process
+	s.wait(fmt.Sprintf("process %d", pid), func() bool {
+		p = s.find(pid)
+		return p != nil
+	})
+	return p
+}
+
+// Started returns the n-th process, from 1 on, that was heard of: the first is
+// the one that the test has started. It need not be ready.
+func (s *Server) Started(n int) *Process {
+	s.tb.Helper()
+	var p *Process
+	s.wait(fmt.Sprintf("process %d of the chain", n), func() bool {
+		if len(s.processes) >= n {
+			p = s.processes[n-1]
+		}
+		return p != nil
+	})
+	return p
+}
+
+// WaitEnd waits until all generations have ended.
+func (s *Server) WaitEnd() {
+	s.tb.Helper()
+	s.wait("the end of all generations", func() bool { return s.ended })
+}
+
+// Signal sends a signal to the process.
+func (p *Process) Signal(sig os.Signal) {
+	p.s.tb.Helper()
+	if err := p.handle.Signal(sig); err != nil {
+		p.s.tb.Fatalf("%v for pid %d: %v", sig, p.Pid, err)
+	}
+}
+
+// Exited is closed when the process has ended.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Wait waits for the process's end and returns its status, nil if another
+// process was there to take it.
+func (p *Process) Wait() *syscall.WaitStatus {
+	p.s.tb.Helper()
+	timer := time.NewTimer(Patience)
+	defer timer.Stop()
+	select {
+	case <-p.exited:
+		return p.status
+	case <-timer.C:
+		p.s.tb.Fatalf("pid %d has not ended within %v", p.Pid, Patience)
+		return nil
+	}
+}
+
+// WaitExit waits for the process's end and fails the test if it did not exit
+// with this code.
+func (p *Process) WaitExit(code int) {
+	p.s.tb.Helper()
+	if status := p.Wait(); status == nil || !status.Exited() || status.ExitStatus() != code {
+		p.s.tb.Fatalf("pid %d ended with %s, want exit status %d", p.Pid, Describe(status), code)
+	}
+}
+
+// Describe says in words how a process ended.
+func Describe(status *syscall.WaitStatus) string {
+	switch {
+	case status == nil:
+		return "a status that another process has taken"
+	case status.Signaled():
+		return "signal: " + status.Signal().String()
+	default:
+		return "exit status " + strconv.Itoa(status.ExitStatus())
+	}
+}
+
+// wait waits until done, which is called with the lock held, reports true.
+func (s *Server) wait(what string, done func() bool) {
+	s.tb.Helper()
+	timer := time.NewTimer(Patience)
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		ok, over, changed := done(), s.ended, s.changed
+		s.mu.Unlock()
+		switch {
+		case ok:
+			return
+		case over:
+			s.tb.Fatalf("all generations have ended before %s", what)
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			s.tb.Fatalf("waited %v for %s", Patience, what)
+		}
+	}
+}
+
+// change wakes those that wait. The caller holds s.mu.
+func (s *Server) change() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+var (
+	event   = regexp.MustCompile(`^([a-z-]+) pid=(\d+)(?: addrs=(\S*))?`)
+	started = regexp.MustCompile(`restart: started pid (\d+)|^started pid=\d+ child=(\d+)`)
+)
+
+// read follows what the generations write, until none is left.
+func (s *Server) read(output *os.File) {
+	defer output.Close()
+	lines := bufio.NewReader(output)
+	for {
+		line, err := lines.ReadString('\n')
+		if line = strings.TrimSuffix(line, "\n"); line != "" {
+			s.heard(line)
+		}
+		if err != nil {
+			s.mu.Lock()
+			s.ended = true
+			s.change()
+			s.mu.Unlock()
+			return
+		}
+	}
+}
+
+func (s *Server) heard(line string) {
+	var p *Process
+	m := event.FindStringSubmatch(line)
+	if m != nil {
+		pid, _ := strconv.Atoi(m[2])
+		p = s.learn(s.machinePID(pid))
+	}
+	if child := started.FindStringSubmatch(line); child != nil {
+		pid, _ := strconv.Atoi(child[1] + child[2])
+		s.learn(s.machinePID(pid))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, line)
+	if p != nil && m[1] == "ready" {
+		p.Addrs = strings.Split(m[3], ",")
+		s.ready = append(s.ready, p)
+	}
+	s.change()
+}
+
+// find returns the process with this id, or nil. The caller holds s.mu.
+func (s *Server) find(pid int) *Process {
+	for _, p := range s.processes {
+		if p.Pid == pid {
+			return p
+		}
+	}
+	return nil
+}
+
+// learn enters a process in the chain.
+func (s *Server) learn(pid int) *Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.find(pid); p != nil || pid <= 1 || pid == os.Getpid() {
+		return p
+	}
+	p := &Process{Pid: pid, s: s, exited: make(chan struct{})}
+	p.handle, _ = os.FindProcess(pid) // never fails on Unix
+	s.processes = append(s.processes, p)
+	s.change()
+	go p.reap()
+	if s.killing {
+		p.handle.Kill()
+	}
+	return p
+}
+
+// end kills all generations, those too that are heard of meanwhile.
+func (s *Server) end() {
+	s.mu.Lock()
+	s.killing = true
+	all := append([]*Process(nil), s.processes...)
+	s.mu.Unlock()
+	for _, p := range all {
+		p.handle.Kill() // which fails if it has ended
+	}
+	deadline := time.After(Patience)
+	for {
+		s.mu.Lock()
+		ended, changed := s.ended, s.changed
+		s.mu.Unlock()
+		if ended {
+			break
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			s.tb.Errorf("a process still runs that was not heard of, after:\n%s", s.Output())
+			return
+		}
+	}
+	if strings.Contains(s.Output(), "WARNING: DATA RACE") {
+		s.tb.Error("the race detector has found something")
+	}
+	if s.tb.Failed() {
+		s.tb.Logf("the server said:\n%s", s.Output())
+	}
+}

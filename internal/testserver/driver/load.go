@@ -1,0 +1,191 @@
+//go:build unix
+
+package driver
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A Load is HTTP clients that send requests all the time, and none of them
+// twice: a request without its answer is lost.
+type Load struct {
+	tb       testing.TB
+	stop     chan struct{}
+	clients  sync.WaitGroup
+	requests atomic.Int64
+	dials    atomic.Int64 // of the clients that keep their connection
+
+	mu   sync.Mutex // guards what follows
+	lost []error
+	pids map[string]int // how many answers each process has given
+}
+
+// loadClients is how many clients a Load has: two that keep their connection
+// busy, four that leave it idle in between, two that open one for each request.
+const loadClients = 8
+
+// StartLoad starts the clients. The answer to a GET of path must be 200 OK, and
+// the last number in it the process that gives it.
+func StartLoad(tb testing.TB, addr, path string) *Load {
+	tb.Helper()
+	l := &Load{tb: tb, stop: make(chan struct{}), pids: map[string]int{}}
+	request := "GET " + path + " HTTP/1.1\r\nHost: load\r\n"
+	for i := range loadClients {
+		l.clients.Add(1)
+		go l.run(i, addr, request)
+	}
+	tb.Cleanup(func() { l.end() })
+	l.More(10 * loadClients)
+	return l
+}
+
+func (l *Load) run(i int, addr, request string) {
+	defer l.clients.Done()
+	pause := time.Millisecond // a bounded load
+	if i%4 > 1 {
+		pause = 23 * time.Millisecond
+	}
+	keep := i%4 > 0
+	if !keep {
+		request += "Connection: close\r\n"
+	}
+	var c net.Conn
+	var in *bufio.Reader
+	for {
+		var err error
+		if c == nil {
+			if keep {
+				l.dials.Add(1)
+			}
+			if c, err = net.DialTimeout(network(addr), addr, Patience); err == nil {
+				in = bufio.NewReader(c)
+			}
+		}
+		var pid string
+		if err == nil {
+			pid, err = exchange(c, in, request+"\r\n")
+		}
+		l.requests.Add(1)
+		l.mu.Lock()
+		if err != nil {
+			l.lost = append(l.lost, fmt.Errorf("client %d: %w", i, err))
+		} else {
+			l.pids[pid]++
+		}
+		l.mu.Unlock()
+		if c != nil && (err != nil || !keep) {
+			c.Close()
+			c = nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-l.stop:
+			if c != nil {
+				c.Close()
+			}
+			return
+		}
+	}
+}
+
+// lastNumber is where an answer names its process.
+var lastNumber = regexp.MustCompile(`(\d+)\D*$`)
+
+func exchange(c net.Conn, in *bufio.Reader, request string) (pid string, err error) {
+	c.SetDeadline(time.Now().Add(Patience))
+	if _, err := io.WriteString(c, request); err != nil {
+		return "", err
+	}
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	m := lastNumber.FindSubmatch(body)
+	if resp.StatusCode != http.StatusOK || m == nil {
+		return "", fmt.Errorf("%s: %q", resp.Status, body)
+	}
+	return string(m[1]), nil
+}
+
+// network returns which network an address belongs to.
+func network(addr string) string {
+	if strings.HasPrefix(addr, "/") {
+		return "unix"
+	}
+	return "tcp"
+}
+
+// More waits until the clients have sent n more requests.
+func (l *Load) More(n int) {
+	l.tb.Helper()
+	timeout := time.Now().Add(Patience)
+	for want := l.requests.Load() + int64(n); l.requests.Load() < want; time.Sleep(time.Millisecond) {
+		if time.Now().After(timeout) {
+			l.tb.Fatalf("the clients got no answers for %v", Patience)
+		}
+	}
+}
+
+// Await waits until a process answers that has not answered before, and returns
+// how many have by now.
+func (l *Load) Await(processes int) {
+	l.tb.Helper()
+	timeout := time.Now().Add(Patience)
+	for l.Processes() < processes {
+		if time.Now().After(timeout) {
+			l.tb.Fatalf("after %v %d processes have answered, want %d", Patience, l.Processes(), processes)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Processes returns how many processes have answered.
+func (l *Load) Processes() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.pids)
+}
+
+func (l *Load) end() {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+	l.clients.Wait()
+}
+
+// NothingLost ends the load. It fails the test if a request was lost, or a
+// client that keeps its connection had to open another one. It returns how many
+// requests there were.
+func (l *Load) NothingLost() int {
+	l.tb.Helper()
+	l.end()
+	for i, err := range l.lost {
+		if i == 5 {
+			l.tb.Errorf("… and %d more", len(l.lost)-i)
+			break
+		}
+		l.tb.Errorf("lost: %v", err)
+	}
+	requests := int(l.requests.Load())
+	if dials, keep := int(l.dials.Load()), loadClients*3/4; dials != keep && len(l.lost) == 0 {
+		l.tb.Errorf("%d clients that keep their connection have opened %d", keep, dials)
+	}
+	return requests
+}

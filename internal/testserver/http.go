@@ -1,0 +1,163 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/facebookgo/grace/gracehttp"
+	"github.com/facebookgo/grace/internal/testserver/kit"
+)
+
+// serveHTTP serves with gracehttp, one server for each address.
+func serveHTTP(f *kit.Flags) error {
+	var servers []*http.Server
+	addrs := make([]net.Addr, len(f.Listen))
+	var missing atomic.Int32
+	missing.Store(int32(len(f.Listen)))
+	for i, address := range f.Listen {
+		var serving atomic.Bool
+		srv := &http.Server{
+			Addr:              address,
+			Handler:           newMux(),
+			ReadTimeout:       f.ReadTimeout,
+			ReadHeaderTimeout: f.ReadHeaderTimeout,
+			WriteTimeout:      f.WriteTimeout,
+			IdleTimeout:       f.IdleTimeout,
+			// The server calls it when it begins to accept: then the predecessor
+			// knows, and signals are looked after.
+			BaseContext: func(l net.Listener) context.Context {
+				if !serving.Swap(true) {
+					addrs[i] = l.Addr()
+					if missing.Add(-1) == 0 {
+						kit.Ready(addrs...)
+						f.AfterReady()
+					}
+				}
+				return context.Background()
+			},
+		}
+		srv.RegisterOnShutdown(func() { kit.Event("shutdown-hook") })
+		if f.Cert != "" {
+			cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+			if err != nil {
+				return err
+			}
+			srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
+		}
+		if f.H2C {
+			srv.Protocols = new(http.Protocols)
+			srv.Protocols.SetHTTP1(true)
+			srv.Protocols.SetUnencryptedHTTP2(true)
+		}
+		servers = append(servers, srv)
+	}
+
+	options := []gracehttp.Option{
+		gracehttp.OnDrain(func() { kit.Event("drain-hook") }),
+		gracehttp.PreStartProcess(preStart(f)),
+	}
+	if f.TermTimeout > 0 {
+		options = append(options, gracehttp.DrainTimeout(f.TermTimeout))
+	}
+	if f.StartTimeout > 0 {
+		options = append(options, gracehttp.StartTimeout(f.StartTimeout))
+	}
+	if f.IdleGrace >= 0 {
+		options = append(options, gracehttp.IdleGrace(f.IdleGrace))
+	}
+	managed, finish, err := managedOptions()
+	if err != nil {
+		return err
+	}
+	defer finish()
+	return gracehttp.ServeWithOptions(servers, append(options, managed...)...)
+}
+
+// newMux returns the handlers. Each answer names the process in the header Pid.
+func newMux() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, os.Getpid())
+	})
+	// The answer comes after the duration.
+	mux.HandleFunc("/sleep", func(w http.ResponseWriter, r *http.Request) {
+		d, err := time.ParseDuration(r.FormValue("duration"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		kit.Event("sleeping")
+		select {
+		case <-time.After(d):
+		case <-r.Context().Done():
+			return
+		}
+		fmt.Fprint(w, os.Getpid())
+	})
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(w, r.Body)
+	})
+	// The answer's head and first byte come at once, then the rest, a byte each
+	// tenth of the duration.
+	mux.HandleFunc("/slowbody", func(w http.ResponseWriter, r *http.Request) {
+		d, err := time.ParseDuration(r.FormValue("duration"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		n := 11
+		w.Header().Set("Content-Length", strconv.Itoa(n))
+		for i := range n {
+			if i > 0 {
+				time.Sleep(d / time.Duration(n-1))
+			}
+			fmt.Fprint(w, i%10)
+			w.(http.Flusher).Flush()
+		}
+	})
+	mux.HandleFunc("/file", serveFile)
+	mux.HandleFunc("/whole", echoWhole)
+	// An echo of lines, see kit.Echo.
+	mux.HandleFunc("/hijack", func(w http.ResponseWriter, r *http.Request) {
+		c, buffered, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintf(buffered, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\nPid: %d\r\n\r\n", os.Getpid())
+		buffered.Flush()
+		kit.Echo(c)
+	})
+	mux.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, strings.Join(os.Environ(), "\n"))
+	})
+	// What a process finds that the handler starts, a kit.Child.
+	mux.HandleFunc("/fds", func(w http.ResponseWriter, r *http.Request) {
+		json.NewEncoder(w).Encode(kit.ReportChild())
+	})
+	// What Restart returns: the successor's process id, or the error.
+	mux.HandleFunc("/restart", func(w http.ResponseWriter, r *http.Request) {
+		pid, err := gracehttp.Restart()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, pid)
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Pid", strconv.Itoa(os.Getpid()))
+		mux.ServeHTTP(w, r)
+	})
+}

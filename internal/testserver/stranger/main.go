@@ -1,0 +1,38 @@
+//go:build unix
+
+// Command stranger takes the test server's place where that one must not be
+// built on the library: with -play legacy it is a program built on
+// facebookgo/grace, otherwise a successor that does something wrong, or new, on
+// the control socket.
+package main
+
+import (
+	"log"
+	"os"
+	"strings"
+
+	"github.com/facebookgo/grace/internal/testserver/kit"
+)
+
+func main() {
+	kit.Lifeline()
+	kit.Event("start")
+	f := kit.Parse()
+	f.BeforeReady()
+
+	var err error
+	switch play, as, _ := strings.Cut(f.Play, ":"); play {
+	case "legacy":
+		err = legacy(f)
+	case "parent":
+		err = parent(as)
+	default:
+		err = fake(f)
+	}
+	if err != nil {
+		kit.Event("failed")
+		log.Fatal(err)
+	}
+	kit.Event("returned")
+	os.Exit(0)
+}

@@ -1,0 +1,183 @@
+//go:build linux
+
+package systemd
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A Manager is a systemd.
+type Manager struct {
+	dir   string   // where an administrator puts units
+	flags []string // for systemctl
+}
+
+// System is the one that is PID 1.
+var System = &Manager{dir: "/etc/systemd/system"}
+
+// User starts a user's systemd, of the user root. Where it is not, that
+// is what Unit is for.
+func User(tb testing.TB) (*Manager, *Unit) {
+	tb.Helper()
+	const dir, runtime = "/run/user-units", "/run/user-manager"
+	u := System.Write(tb, "user-manager.service", `
+[Service]
+Type=notify
+RuntimeDirectory=user-manager
+Environment=XDG_RUNTIME_DIR=`+runtime+` HOME=/root SYSTEMD_UNIT_PATH=`+dir+`:
+ExecStart=/usr/lib/systemd/systemd --user --unit=basic.target
+Delegate=yes
+`)
+	u.Do("start")
+	os.Setenv("XDG_RUNTIME_DIR", runtime) // systemctl finds it by that
+	return &Manager{dir: dir, flags: []string{"--user"}}, u
+}
+
+// A Unit is one that a test has installed.
+type Unit struct {
+	Name  string
+	m     *Manager
+	tb    testing.TB
+	since time.Time
+}
+
+// Install installs a unit file of the package's directory as it stands, under
+// the name as, or its own if that is empty. Settings, if any, are those of a
+// drop-in. The unit is stopped when the test ends.
+func (m *Manager) Install(tb testing.TB, file, as, settings string) *Unit {
+	tb.Helper()
+	Need(tb)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if as == "" {
+		as = file
+	}
+	if settings != "" {
+		write(tb, filepath.Join(m.dir, as+".d", "test.conf"), settings)
+	}
+	return m.Write(tb, as, string(text))
+}
+
+// Write installs a unit of the test's own.
+func (m *Manager) Write(tb testing.TB, name, text string) *Unit {
+	tb.Helper()
+	Need(tb)
+	path := filepath.Join(m.dir, name)
+	if _, err := os.Stat(path); err == nil {
+		tb.Fatalf("%s is there already", path)
+	}
+	write(tb, path, text)
+	u := &Unit{Name: name, m: m, tb: tb, since: time.Now()}
+	tb.Cleanup(u.remove)
+	return u
+}
+
+func write(tb testing.TB, path, text string) {
+	tb.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (u *Unit) remove() {
+	if u.tb.Failed() {
+		status, _ := u.m.command("--full", "--lines=0", "status", u.Name).CombinedOutput()
+		u.tb.Logf("%s\n%s", status, u.Journal())
+	}
+	// No test waits for what is left of another.
+	u.m.command("kill", "--signal=KILL", u.Name).Run()
+	u.m.command("stop", u.Name).Run()
+	u.m.command("reset-failed", u.Name).Run()
+	os.Remove(filepath.Join(u.m.dir, u.Name))
+	os.RemoveAll(filepath.Join(u.m.dir, u.Name+".d"))
+}
+
+func (m *Manager) command(args ...string) *exec.Cmd {
+	return exec.Command("systemctl", slices.Concat(m.flags, []string{"--no-pager"}, args)...)
+}
+
+// Systemctl runs systemctl for the unit and returns what it prints.
+func (u *Unit) Systemctl(args ...string) string {
+	u.tb.Helper()
+	args = append(args, u.Name)
+	out, err := u.m.command(args...).CombinedOutput()
+	if err != nil {
+		u.tb.Fatalf("systemctl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Do has systemctl do something with the unit, and waits until it is done.
+func (u *Unit) Do(verb string) {
+	u.tb.Helper()
+	u.Systemctl(verb)
+}
+
+// Try is Do for what may fail.
+func (u *Unit) Try(verb string) error {
+	return u.m.command(verb, u.Name).Run()
+}
+
+// Kill sends a signal to the unit's main process.
+func (u *Unit) Kill(signal string) {
+	u.tb.Helper()
+	u.Systemctl("kill", "--kill-whom=main", "--signal="+signal)
+}
+
+// Get returns a property of the unit.
+func (u *Unit) Get(property string) string {
+	u.tb.Helper()
+	return u.Systemctl("show", "--value", "--property="+property)
+}
+
+// MainPID returns what systemd takes for the main process.
+func (u *Unit) MainPID() int {
+	u.tb.Helper()
+	pid, err := strconv.Atoi(u.Get("MainPID"))
+	if err != nil {
+		u.tb.Fatal(err)
+	}
+	return pid
+}
+
+// Await waits until a property matches the pattern, and returns it.
+func (u *Unit) Await(property, pattern string) string {
+	u.tb.Helper()
+	expr := regexp.MustCompile("^(?:" + pattern + ")$")
+	var is string
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
+		if is = u.Get(property); expr.MatchString(is) {
+			return is
+		}
+	}
+	u.tb.Fatalf("%s of %s is %q after %v, want %q", property, u.Name, is, patience, pattern)
+	return ""
+}
+
+// Journal returns what the unit has logged since it was installed, and systemd
+// about it.
+func (u *Unit) Journal() string {
+	exec.Command("journalctl", "--sync").Run()
+	// journald takes a user's services in the box for that manager's own lines.
+	out, err := exec.Command("journalctl", "--no-pager", "--quiet", "--output=short-precise",
+		fmt.Sprintf("--since=@%d.%06d", u.since.Unix(), u.since.Nanosecond()/1000),
+		"UNIT="+u.Name, "+", "_SYSTEMD_UNIT="+u.Name, "+", "USER_UNIT="+u.Name).CombinedOutput()
+	if err != nil {
+		u.tb.Errorf("journalctl: %v", err)
+	}
+	return strings.TrimSpace(string(out))
+}

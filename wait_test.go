@@ -1,0 +1,742 @@
+//go:build unix
+
+package grace_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
+)
+
+// awaitRefused waits until connections to addr are refused.
+func awaitRefused(t testing.TB, addr string) {
+	t.Helper()
+	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(time.Millisecond) {
+		c, err := net.Dial(network(addr), addr)
+		if err != nil {
+			return
+		}
+		c.Close()
+		if time.Now().After(deadline) {
+			t.Fatalf("%s still accepts after %v", addr, driver.Patience)
+		}
+	}
+}
+
+func TestStopWaitsForOpenConnections(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"grace", "bare"} {
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			t.Run(mode+" "+sig.String(), func(t *testing.T) {
+				t.Parallel()
+				s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "127.0.0.1:0")
+				p := s.Ready(1)
+				one, two := dial(t, p.Addrs[0]), dial(t, p.Addrs[1])
+				one.servedBy(p)
+				two.servedBy(p)
+				p.Signal(sig)
+				// All listeners are closed, though the first still waits.
+				awaitRefused(t, p.Addrs[0])
+				awaitRefused(t, p.Addrs[1])
+				one.servedBy(p)
+				two.servedBy(p)
+				one.Close()
+				two.servedBy(p)
+				two.Close()
+				p.WaitExit(0)
+				s.Line(fmt.Sprintf(`%v: stopping pid %d`, sig, p.Pid))
+				s.Line(fmt.Sprintf(`pid %d ends: drained within`, p.Pid))
+			})
+		}
+	}
+}
+
+func TestStopWithoutConnectionsIsPrompt(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	p := s.Ready(1)
+	start := time.Now()
+	p.Signal(syscall.SIGTERM)
+	p.WaitExit(0)
+	if took := time.Since(start); took > patience {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestTermTimeoutSaysWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	const left = `grace: left after 200ms: 2 connections, the oldest open for \S+s: context deadline exceeded`
+	t.Run("stop", func(t *testing.T) {
+		t.Parallel()
+		s := driver.Start(t, tcp("-term-timeout", "200ms")...)
+		p := s.Ready(1)
+		for range 2 {
+			dial(t, p.Addrs[0]).servedBy(p)
+		}
+		p.Signal(syscall.SIGTERM)
+		p.WaitExit(1)
+		s.Line(`^failed pid=\d+ cause=deadline`)
+		// Once in the log, once as the error that the program prints.
+		for _, pattern := range []string{fmt.Sprintf(`pid %d ends after \S+: `, p.Pid) + left, `\d\d:\d\d:\d\d ` + left} {
+			s.Line(pattern)
+		}
+	})
+	t.Run("handoff", func(t *testing.T) {
+		t.Parallel()
+		s := driver.Start(t, tcp("-term-timeout", "200ms")...)
+		p := s.Ready(1)
+		for range 2 {
+			dial(t, p.Addrs[0]).servedBy(p)
+		}
+		p.Signal(syscall.SIGUSR2)
+		second := s.Ready(2)
+		p.WaitExit(1)
+		s.Line(left)
+		servedBy(t, p.Addrs[0], second)
+	})
+}
+
+func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
+	t.Parallel()
+	for _, signals := range [][2]syscall.Signal{
+		{syscall.SIGTERM, syscall.SIGTERM},
+		{syscall.SIGINT, syscall.SIGINT},
+		{syscall.SIGTERM, syscall.SIGINT},
+	} {
+		t.Run(signals[0].String()+" "+signals[1].String(), func(t *testing.T) {
+			t.Parallel()
+			s := driver.Start(t, tcp()...)
+			p := s.Ready(1)
+			dial(t, p.Addrs[0]).servedBy(p)
+			p.Signal(signals[0])
+			awaitRefused(t, p.Addrs[0])
+			p.Signal(signals[1])
+			status := p.Wait()
+			if status == nil || !status.Signaled() || status.Signal() != signals[1] {
+				t.Errorf("it ended with %s, want signal: %v", driver.Describe(status), signals[1])
+			}
+			s.Line(fmt.Sprintf(`%v again: ending now; left: 1 connection`, signals[1]))
+		})
+	}
+	t.Run("in a handoff", func(t *testing.T) {
+		t.Parallel()
+		s := driver.Start(t, tcp()...)
+		p := s.Ready(1)
+		dial(t, p.Addrs[0]).servedBy(p)
+		p.Signal(syscall.SIGUSR2)
+		second := s.Ready(2)
+		s.Line(`drains 1 connection`)
+		p.Signal(syscall.SIGTERM)
+		s.Line(`terminated: pid \d+ is ending already; left: 1 connection`)
+		p.Signal(syscall.SIGTERM)
+		if status := p.Wait(); status == nil || !status.Signaled() || status.Signal() != syscall.SIGTERM {
+			t.Errorf("it ended with %s, want signal: terminated", driver.Describe(status))
+		}
+		servedBy(t, p.Addrs[0], second)
+	})
+}
+
+func TestPredecessorFinishesWhatItHolds(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready after \S+; pid %d drains 1 connection`, second.Pid, first.Pid))
+	awaitServedBy(t, first.Addrs[0], second, first)
+	held.servedBy(first)
+	s.Line(fmt.Sprintf(`draining pid %d: 1 connection, the oldest open for \S+`, first.Pid))
+	held.servedBy(first)
+	held.Close()
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], second)
+}
+
+func TestNothingIsLostOverRestarts(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"grace", "plain", "bare"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			args := tcp("-mode", mode)
+			if mode != "bare" { // its own listener lets close remove the path
+				args = append(args, "-listen", "unix:"+filepath.Join(t.TempDir(), "s"))
+			}
+			s := driver.Start(t, args...)
+			generation := s.Ready(1)
+			load := startLoad(t, generation.Addrs...)
+			for n := 2; n <= 6; n++ {
+				generation.Signal(syscall.SIGUSR2)
+				next := s.Ready(n)
+				generation.WaitExit(0)
+				load.atLeast(20)
+				generation = next
+			}
+			if pids := load.nothingLost(); len(pids) != 6 {
+				t.Errorf("answers by pid: %v, want 6 processes", pids)
+			}
+		})
+	}
+}
+
+func TestFailedRestartKeepsServing(t *testing.T) {
+	t.Parallel()
+	for fault, why := range map[string]string{
+		"exit":     `successor \S+: exit status 2 after \S+ \(before it was ready\)`,
+		"kill":     `successor \S+: signal: killed after \S+ \(before it was ready\)`,
+		"hang":     `successor \S+: not ready within 1s: context deadline exceeded; killed pid \d+`,
+		"prestart": `before the start: checking \S+: file already exists`,
+	} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			driver.NeedProc(t)
+			faults := driver.NewFaults(t)
+			timeout := driver.Patience
+			if fault == "hang" {
+				timeout = time.Second // too little for a healthy successor, at times
+			}
+			s := driver.Start(t, tcp("-faults", string(faults), "-start-timeout", timeout.String())...)
+			first := s.Ready(1)
+			load := startLoad(t, first.Addrs[0])
+			faults.Set(t, fault)
+			for range 2 {
+				mark := s.Mark()
+				first.Signal(syscall.SIGUSR2)
+				s.Line(fmt.Sprintf(`restart failed: .*%s; still serving with pid %d$`, why, first.Pid), mark)
+				if zombies := first.Zombies(); len(zombies) > 0 {
+					t.Errorf("nobody has waited for %v", zombies)
+				}
+			}
+			load.atLeast(20)
+			if fault == "hang" {
+				if pids := load.nothingLost(); len(pids) != 1 {
+					t.Errorf("answers by pid: %v, want only %d", pids, first.Pid)
+				}
+				return
+			}
+			faults.Clear(t, fault)
+			first.Signal(syscall.SIGUSR2)
+			second := s.Ready(2)
+			first.WaitExit(0)
+			load.atLeast(20)
+			pids := load.nothingLost()
+			if len(pids) != 2 || pids[first.Pid] == 0 || pids[second.Pid] == 0 {
+				t.Errorf("answers by pid: %v, want only %d and %d", pids, first.Pid, second.Pid)
+			}
+		})
+	}
+}
+
+func TestRestartSignalWhileOneIsUnderWayIsAnsweredInTheLog(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Set(t, "slow")
+	first.Signal(syscall.SIGUSR2)
+	s.Line("^waiting")
+	first.Signal(syscall.SIGUSR2)
+	s.Line(`restart signal ignored: .*a restart is already under way`)
+	servedBy(t, first.Addrs[0], first)
+	faults.Clear(t, "slow")
+	second := s.Ready(2)
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], second)
+	if n := s.Count(`^start `); n != 2 {
+		t.Errorf("%d processes were started, want 2", n)
+	}
+}
+
+// Whoever still knows only the first process can ask it for another restart.
+func TestRestartSignalAfterTheHandoffIsPassedOn(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("drains 1 connection")
+	first.Signal(syscall.SIGUSR2)
+	s.Line(fmt.Sprintf(`restart signal passed on: pid %d has handed over to pid %d`, first.Pid, second.Pid))
+	third := s.Ready(3)
+	second.Wait()
+	awaitServedBy(t, first.Addrs[0], third, second)
+	held.servedBy(first)
+	held.Close()
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], third)
+}
+
+func TestRestartSignalWhileStoppingIsAnsweredInTheLog(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	p := s.Ready(1)
+	held := dial(t, p.Addrs[0])
+	held.servedBy(p)
+	p.Signal(syscall.SIGTERM)
+	awaitRefused(t, p.Addrs[0])
+	p.Signal(syscall.SIGUSR2)
+	s.Line(fmt.Sprintf(`restart signal ignored: pid %d is stopping`, p.Pid))
+	held.Close()
+	p.WaitExit(0)
+	if n := s.Count(`^start `); n != 1 {
+		t.Errorf("%d processes were started, want 1", n)
+	}
+}
+
+// A stop is meant for the service: a successor that is not ready ends with it.
+func TestStopWhileASuccessorStartsEndsBoth(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"grace", "bare"} {
+		for _, fault := range []string{"hang", "slow"} {
+			t.Run(mode+" "+fault, func(t *testing.T) {
+				t.Parallel()
+				faults := driver.NewFaults(t)
+				s := driver.Start(t, tcp("-mode", mode, "-faults", string(faults))...)
+				first := s.Ready(1)
+				faults.Set(t, fault)
+				first.Signal(syscall.SIGUSR2)
+				s.Line(`^(hanging|waiting)`)
+				first.Signal(syscall.SIGTERM)
+				first.WaitExit(0)
+				s.Started(2).Wait()
+				s.WaitEnd()
+				awaitRefused(t, first.Addrs[0])
+			})
+		}
+	}
+}
+
+func TestSuccessorThatDiesYoungIsTakenBack(t *testing.T) {
+	t.Parallel()
+	for fault, end := range map[string]string{
+		"kill-ready": "signal: killed",
+		"exit-ready": "exit status 2",
+	} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			driver.NeedProc(t)
+			path := filepath.Join(t.TempDir(), "s")
+			faults := driver.NewFaults(t)
+			s := driver.Start(t, tcp("-faults", string(faults), "-listen", "unix:"+path)...)
+			first := s.Ready(1)
+			held := dial(t, first.Addrs[0]) // it is not drained before this ends
+			held.servedBy(first)
+
+			faults.Set(t, fault)
+			for n := 2; n <= 3; n++ { // it may happen again
+				mark := s.Mark()
+				first.Signal(syscall.SIGUSR2)
+				dead := s.Ready(n)
+				s.Line(fmt.Sprintf(`restart failed: successor pid %d: %s, \S+ after its start; serving again with pid %d`,
+					dead.Pid, end, first.Pid), mark)
+				held.servedBy(first)
+				for _, addr := range first.Addrs {
+					servedBy(t, addr, first)
+				}
+				if zombies := first.Zombies(); len(zombies) > 0 {
+					t.Errorf("nobody has waited for %v", zombies)
+				}
+				for _, d := range first.Sockets() {
+					if d.Blocking() {
+						t.Errorf("%v blocks", d)
+					}
+				}
+			}
+
+			faults.Clear(t, fault)
+			first.Signal(syscall.SIGUSR2)
+			last := s.Ready(4)
+			held.Close()
+			first.WaitExit(0)
+			for _, addr := range first.Addrs {
+				servedBy(t, addr, last)
+			}
+			last.Signal(syscall.SIGTERM)
+			last.WaitExit(0)
+			if _, err := os.Stat(path); !os.IsNotExist(err) {
+				t.Errorf("the last generation left the unix socket's file: %v", err)
+			}
+		})
+	}
+}
+
+func TestStopAfterTakingBackRemovesTheUnixPath(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, "-faults", string(faults), "-listen", "unix:"+path)
+	first := s.Ready(1)
+	held := dial(t, path)
+	held.servedBy(first)
+	faults.Set(t, "kill-ready")
+	first.Signal(syscall.SIGUSR2)
+	s.Line(`serving again with pid`)
+	first.Signal(syscall.SIGTERM)
+	awaitRefused(t, path)
+	held.Close()
+	first.WaitExit(0)
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the unix socket's file was left: %v", err)
+	}
+}
+
+// Whoever stops the successor on purpose does not want its predecessor back.
+func TestSuccessorThatWasStoppedIsNotTakenBack(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("drains 1 connection")
+	second.Signal(syscall.SIGTERM)
+	second.Wait()
+	s.Line(fmt.Sprintf(`pid %d ends: drained`, second.Pid))
+	held.servedBy(first)
+	mark := s.Mark()
+	s.Line(fmt.Sprintf(`draining pid %d`, first.Pid), mark) // it goes on draining
+	if n := s.Count("serving again"); n > 0 {
+		t.Errorf("the predecessor has taken over again")
+	}
+	held.Close()
+	first.WaitExit(0)
+	s.WaitEnd()
+}
+
+// Not even if it then ends badly.
+func TestSuccessorThatIsStoppingIsNotTakenBackIfItFails(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	awaitServedBy(t, first.Addrs[0], second, first)
+	dial(t, first.Addrs[0]).servedBy(second)
+	second.Signal(syscall.SIGTERM)
+	s.Line(fmt.Sprintf(`draining pid %d`, second.Pid)) // it has been at it for a while
+	second.Signal(syscall.SIGKILL)
+	second.Wait()
+	mark := s.Mark()
+	s.Line(fmt.Sprintf(`draining pid %d`, first.Pid), mark)
+	if n := s.Count("serving again"); n > 0 {
+		t.Errorf("the predecessor has taken over again")
+	}
+	held.Close()
+	first.WaitExit(0)
+	s.WaitEnd()
+}
+
+func TestGenerationsOverlap(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp()...)
+	const generations = 4
+	var processes [generations]*driver.Process
+	var held [generations]*client
+	for n := range generations {
+		processes[n] = s.Ready(n + 1)
+		if n > 0 {
+			awaitServedBy(t, processes[0].Addrs[0], processes[n], processes[n-1])
+		}
+		held[n] = dial(t, processes[0].Addrs[0])
+		held[n].servedBy(processes[n])
+		if n < generations-1 {
+			processes[n].Signal(syscall.SIGUSR2)
+		}
+	}
+	for n := range generations {
+		held[n].servedBy(processes[n])
+	}
+	// The middle ones end first.
+	for _, n := range []int{1, 2, 0} {
+		held[n].Close()
+		processes[n].Wait()
+		s.Line(fmt.Sprintf(`^returned pid=%d`, processes[n].Pid))
+	}
+	held[3].servedBy(processes[3])
+	held[3].Close()
+	processes[3].Signal(syscall.SIGTERM)
+	processes[3].WaitExit(0)
+}
+
+// The third generation fails while the first two still drain: it is the second
+// that takes over again.
+func TestOnlyTheLastPredecessorTakesBack(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-faults", string(faults))...)
+	first := s.Ready(1)
+	one := dial(t, first.Addrs[0])
+	one.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	awaitServedBy(t, first.Addrs[0], second, first)
+	two := dial(t, first.Addrs[0])
+	two.servedBy(second)
+
+	faults.Set(t, "kill-ready")
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	s.Line(fmt.Sprintf(`restart failed: successor pid %d: signal: killed, .*; serving again with pid %d`, third.Pid, second.Pid))
+	for range 20 {
+		servedBy(t, first.Addrs[0], second)
+	}
+	one.servedBy(first)
+	if n := s.Count(fmt.Sprintf("serving again with pid %d", first.Pid)); n > 0 {
+		t.Error("the first generation has taken over too")
+	}
+	one.Close()
+	first.WaitExit(0)
+	two.servedBy(second)
+}
+
+// The successor is replaced by one that does not do what it should, on the
+// control socket. The predecessor survives it.
+func TestSuccessorThatMisbehavesOnTheControlSocket(t *testing.T) {
+	t.Parallel()
+	driver.NeedProc(t)
+	for _, test := range []struct {
+		play string
+		want string // in the log
+	}{
+		{"silence", `restart failed: .*not ready within 1s`},
+		{"nonsense", `restart failed: `},
+		{"too-large", `restart failed: `},
+		{"half", `restart failed: `},
+		{"closed", `restart failed: `},
+		{"hello-hang", `restart failed: .*not ready within 1s`},
+		{"hello-exit", `restart failed: .*exit status 3`},
+	} {
+		t.Run(test.play, func(t *testing.T) {
+			t.Parallel()
+			timeout := time.Second
+			if test.play == "hello-exit" {
+				timeout = driver.Patience
+			}
+			link := driver.NewLink(t, driver.Binary(t))
+			s := driver.Command{
+				Path: string(link),
+				Args: tcp("-start-timeout", timeout.String(), "-play", test.play),
+			}.Start(t)
+			first := s.Ready(1)
+			held := dial(t, first.Addrs[0])
+			held.servedBy(first)
+			before := len(first.Sockets())
+
+			link.Move(t, driver.Stranger(t))
+			first.Signal(syscall.SIGUSR2)
+			s.Line(fmt.Sprintf(`%s.*; still serving with pid %d`, test.want, first.Pid))
+			s.Started(2).Wait()
+			held.servedBy(first)
+			if zombies := first.Zombies(); len(zombies) > 0 {
+				t.Errorf("nobody has waited for %v", zombies)
+			}
+			if after := first.Sockets(); len(after) != before {
+				t.Errorf("%d sockets were open, now there are %v", before, after)
+			}
+			servedBy(t, first.Addrs[0], first)
+
+			// It is not under way any more.
+			mark := s.Mark()
+			first.Signal(syscall.SIGUSR2)
+			s.Line(`restart: started pid`, mark)
+		})
+	}
+}
+
+func TestSuccessorThatGetsReadyAndThenTalksNonsense(t *testing.T) {
+	t.Parallel()
+	link := driver.NewLink(t, driver.Binary(t))
+	s := driver.Command{Path: string(link), Args: tcp("-play", "ready-nonsense")}.Start(t)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	link.Move(t, driver.Stranger(t))
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line(`^playing`)
+	// It serves, so what it says does not matter.
+	awaitServedBy(t, first.Addrs[0], second, first)
+	held.servedBy(first)
+	held.Close()
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], second)
+}
+
+func TestSuccessorThatKillsItselfWhenReady(t *testing.T) {
+	t.Parallel()
+	link := driver.NewLink(t, driver.Binary(t))
+	s := driver.Command{Path: string(link), Args: tcp("-play", "ready-kill")}.Start(t)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	link.Move(t, driver.Stranger(t))
+	first.Signal(syscall.SIGUSR2)
+	s.Line(fmt.Sprintf(`restart failed: .*signal: killed.*serving again with pid %d`, first.Pid))
+	held.servedBy(first)
+	servedBy(t, first.Addrs[0], first)
+}
+
+// A later version may say what this one does not know.
+func TestNewerSuccessorIsUnderstood(t *testing.T) {
+	t.Parallel()
+	driver.NeedProc(t)
+	link := driver.NewLink(t, driver.Binary(t))
+	s := driver.Command{Path: string(link), Args: tcp("-play", "newer")}.Start(t)
+	first := s.Ready(1)
+	held := dial(t, first.Addrs[0])
+	held.servedBy(first)
+	before := pipes(first)
+	link.Move(t, driver.Stranger(t))
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("drains 1 connection")
+	if after := pipes(first); after != before {
+		t.Errorf("%d pipes were open, now there are %d: descriptors of unknown messages stay", before, after)
+	}
+	held.Close()
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], second)
+}
+
+// pipes counts those open in a process; the standard streams are.
+func pipes(p *driver.Process) (n int) {
+	for _, d := range p.Descriptors() {
+		if regexp.MustCompile(`^pipe:`).MatchString(d.Target) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestRepeatedRestartsLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
+	driver.NeedProc(t)
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-faults", string(faults))...)
+	p := s.Ready(1)
+	faults.Set(t, "exit")
+	count := func() int {
+		mark := s.Mark()
+		p.Signal(syscall.SIGUSR2)
+		s.Line("restart failed", mark)
+		return len(p.Descriptors())
+	}
+	count() // what is opened once, such as for signals
+	before := count()
+	for range 5 {
+		if after := count(); after > before {
+			t.Fatalf("%d descriptors were open, and after another restart there are %d: %v", before, after, p.Descriptors())
+		}
+	}
+
+	// Over generations too.
+	faults.Clear(t, "exit")
+	p.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	p.WaitExit(0)
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	second.WaitExit(0)
+	servedBy(t, p.Addrs[0], third)
+	third.Signal(syscall.SIGUSR2)
+	fourth := s.Ready(4)
+	third.WaitExit(0)
+	servedBy(t, p.Addrs[0], fourth)
+	if n := len(fourth.Sockets()); n > 3 {
+		t.Errorf("the fourth generation has %s sockets open: %v", strconv.Itoa(n), fourth.Sockets())
+	}
+}
+
+// A stop that comes at any moment of a restart never looks like a crash, and what
+// is left afterwards works.
+func TestStopAroundReadiness(t *testing.T) {
+	t.Parallel()
+	for after := time.Duration(0); after < 50*time.Millisecond; after += 5 * time.Millisecond {
+		t.Run(after.String(), func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "s")
+			s := driver.Start(t, tcp("-listen", "unix:"+path)...)
+			first := s.Ready(1)
+			held := dial(t, first.Addrs[0]) // it does not end before the signal
+			held.servedBy(first)
+			first.Signal(syscall.SIGUSR2)
+			second := s.Started(2)
+			time.Sleep(after) // any moment will do
+			first.Signal(syscall.SIGTERM)
+			held.servedBy(first)
+			held.Close()
+			first.WaitExit(0)
+
+			// Either it was a stop, and the successor ends too; or the handoff was
+			// faster, and the successor serves.
+			serves := regexp.QuoteMeta(fmt.Sprintf("ready pid=%d ", second.Pid))
+			for s.Count(serves) == 0 {
+				select {
+				case <-second.Exited():
+					s.WaitEnd()
+					awaitRefused(t, first.Addrs[0])
+					return
+				case <-time.After(time.Millisecond):
+				}
+			}
+			for _, addr := range first.Addrs {
+				servedBy(t, addr, second)
+			}
+		})
+	}
+}
+
+func TestLinesGoToTheLogger(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-log-prefix", "mine: ", "-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Set(t, "exit")
+	first.Signal(syscall.SIGUSR2)
+	s.Line(`^mine: restart failed: `)
+	faults.Clear(t, "exit")
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	first.WaitExit(0)
+	second.Signal(syscall.SIGTERM)
+	second.WaitExit(0)
+	s.WaitEnd()
+	for _, line := range []string{`restart: started pid`, `drains no connections`, `ends: drained`, `terminated: stopping`} {
+		if s.Count(`^mine: .*`+line) == 0 {
+			t.Errorf("the logger got no line with %q", line)
+		}
+	}
+	if n := s.Count(`^\d{4}/`); n > 0 {
+		t.Errorf("%d lines went to the standard logger:\n%s", n, s.Output())
+	}
+}
+
+func TestSuccessorOfACrashedPredecessorServesOn(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-log-prefix", "mine: ", "-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Set(t, "slow")
+	first.Signal(syscall.SIGUSR2)
+	s.Line("^waiting")
+	first.Signal(syscall.SIGKILL)
+	first.Wait()
+	faults.Clear(t, "slow")
+	second := s.Ready(2)
+	servedBy(t, first.Addrs[0], second)
+	s.Line(`^mine: .*the predecessor ended before we were ready`)
+}
