@@ -679,7 +679,9 @@ func TestStopAroundReadiness(t *testing.T) {
 			first.Signal(syscall.SIGTERM)
 			held.servedBy(first)
 			held.Close()
-			first.WaitExit(0)
+			first.Wait()
+			// The signal may arrive when Wait has returned, and end what is left.
+			s.Line(fmt.Sprintf(`^returned pid=%d`, first.Pid))
 
 			// Either it was a stop, and the successor ends too; or the handoff was
 			// faster, and the successor serves.

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -59,6 +60,10 @@ var build = sync.OnceValue(func() (err error) {
 
 // Run runs the tests and removes what was built for them.
 func Run(m *testing.M) int {
+	if signal.Ignored(syscall.SIGHUP) {
+		// As under nohup(1). Processes would inherit that; a handler they do not.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	defer func() {
 		if buildDir != "" {
 			os.RemoveAll(buildDir)
