@@ -314,7 +314,8 @@ func (s *server) park(c *conn, f *os.File) {
 	}
 	wrapped, core := s.wrap(nc)
 	core.shared = c.shared
-	s.admit(core, s.gate.Add) // in place of c, whose file is closed: its close does no harm
+	s.admit(core, s.gate.Add)
+	c.close() // its place is taken; its file is closed already
 	s.inject(wrapped)
 }
 
