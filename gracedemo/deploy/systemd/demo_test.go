@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -130,6 +131,19 @@ func awaitNewMain(t *testing.T, u *systemd.Unit, old int) (pid int) {
 	u.Await("MainPID", fmt.Sprintf(`(?:%s)`, otherThan(old)))
 	u.Await("SubState", "running")
 	return u.MainPID()
+}
+
+// awaitStatus waits until systemctl status shows all of it.
+func awaitStatus(t *testing.T, u *systemd.Unit, want ...string) {
+	t.Helper()
+	var status string
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
+		status = u.Systemctl("status")
+		if !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(status, s) }) {
+			return
+		}
+	}
+	t.Fatalf("systemctl status does not show %q:\n%s", want, status)
 }
 
 // awaitAnotherThan waits until a new process answers.

@@ -42,10 +42,7 @@ func TestServiceAsItStands(t *testing.T) {
 		if is := ask(t, "127.0.0.1:48569"); is != pid {
 			t.Errorf("pid %d answers, the main process is pid %d", is, pid)
 		}
-		status := u.Systemctl("status")
-		if !strings.Contains(status, fmt.Sprintf("Main PID: %d (gracedemo)", pid)) || !strings.Contains(status, "active (running)") {
-			t.Errorf("systemctl status does not show pid %d as the main process of a running service:\n%s", pid, status)
-		}
+		awaitStatus(t, u, fmt.Sprintf("Main PID: %d (gracedemo)", pid), "active (running)")
 		h.finish(old)
 		old = pid
 	}

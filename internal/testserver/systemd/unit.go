@@ -3,6 +3,7 @@
 package systemd
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -138,10 +139,22 @@ func (u *Unit) Kill(signal string) {
 	u.Systemctl("kill", "--kill-whom=main", "--signal="+signal)
 }
 
-// Get returns a property of the unit.
+// Get returns a property of the unit. A messenger (see internal/handoff) is the
+// main process for a moment only, which Get waits out.
 func (u *Unit) Get(property string) string {
 	u.tb.Helper()
-	return u.Systemctl("show", "--value", "--property="+property)
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		value := u.Systemctl("show", "--value", "--property="+property)
+		if property != "MainPID" || !isMessenger(value) || time.Now().After(end) {
+			return value
+		}
+	}
+}
+
+// isMessenger reports whether a process is a messenger, or was one and is gone.
+func isMessenger(pid string) bool {
+	env, err := os.ReadFile("/proc/" + pid + "/environ")
+	return pid != "0" && (err != nil || bytes.Contains(env, []byte("GRACE_MESSENGER=")))
 }
 
 // MainPID returns what systemd takes for the main process.
