@@ -797,12 +797,33 @@ func TestStopEndsStandby(t *testing.T) {
 	b := s.Ready(2)
 	s.Line("stands by")
 	h := hold(t, a.Addrs[0])
-	// systemd signals all processes of a service.
+	// systemd signals all processes of a service, and when the main one has ended,
+	// what is left of it again.
 	a.Signal(syscall.SIGTERM)
 	b.Signal(syscall.SIGTERM)
-	a.WaitExit(0)
+	s.Line(fmt.Sprintf("stopping pid %d", b.Pid))
 	h.finish(b)
-	b.WaitExit(0)
+	b.Wait()
+	a.WaitExit(0)
+}
+
+// A manager may signal the main process only.
+func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start(httpArgs("-standby", "1m")...)
+	a := s.Ready(1)
+	a.Signal(syscall.SIGUSR2)
+	b := s.Ready(2)
+	s.Line("stands by")
+	h := hold(t, a.Addrs[0])
+	m.skip()
+	a.Signal(syscall.SIGTERM)
+	m.next("STOPPING=1")
+	s.Line(fmt.Sprintf("the service is to stop: stopping pid %d", b.Pid))
+	h.finish(b)
+	b.Wait()
+	a.WaitExit(0)
 }
 
 // The PID file.

@@ -89,6 +89,11 @@ func (w *waiter) run() error {
 			w.p.logf("stopping pid %d: %v", os.Getpid(), err)
 			return errors.Join(err, w.stop())
 
+		case <-w.g.ToldToStop():
+			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
+			w.told = time.Now()
+			return w.stop()
+
 		case <-w.g.Unsupervised():
 			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
 			w.told = time.Now()
@@ -132,9 +137,15 @@ func (w *waiter) serve() error {
 
 // same reports whether a second request to stop is the first one, come by another
 // way: what is meant for all processes of a service, as from systemd or pkill(1),
-// reaches a generation from its supervisor too.
+// reaches a generation from its supervisor or its predecessor too.
 func (w *waiter) same() bool {
-	return w.g.Supervised() && time.Since(w.told) < time.Second
+	passedOn := w.g.Supervised()
+	select {
+	case <-w.g.ToldToStop():
+		passedOn = true
+	default:
+	}
+	return passedOn && time.Since(w.told) < time.Second
 }
 
 // stop closes all listeners. No successor takes over.
@@ -144,7 +155,7 @@ func (w *waiter) stop() error {
 	if starting != nil {
 		<-starting.Settled() // until then the sockets' paths may be its
 	}
-	w.g.StepDown()
+	w.g.StepDown(true)
 	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + patience)
 	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
@@ -176,7 +187,7 @@ func (w *waiter) stop() error {
 // that is the end; if not, the successor has failed and we serve again.
 func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
-	w.g.StepDown()
+	w.g.StepDown(false)
 	drained, cancel := w.drain(s)
 	defer cancel()
 	progress := w.newProgress()
@@ -194,8 +205,15 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	if w.p.Standby == 0 {
 		survived = time.After(probation)
 	}
+	// A service manager that stops the service listens to its main process, and
+	// ends all others when that one has ended: then we have to be the last.
+	last := func() bool {
+		return (told || s.Stopping()) && exited != nil && w.p.isMain.Load() && w.g.Managed() && !w.g.Supervised()
+	}
 	end := func() (bool, error) {
-		w.p.notifyMain(s)
+		if exited != nil {
+			w.p.notifyMain(s)
+		}
 		s.Status("", false)
 		w.closeAll(drainErr != nil)
 		progress.end(drainErr)
@@ -206,6 +224,8 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		case drainErr = <-drained:
 			drained = nil
 			switch {
+			case last():
+				// Its end is what we wait for.
 			case told, exited == nil:
 				return end()
 			case s.Failed():
@@ -218,13 +238,21 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			}
 
 		case <-standby:
-			return end()
+			if !last() {
+				return end()
+			}
 
 		case <-survived:
-			w.p.notifyMain(s)
+			if !last() {
+				w.p.notifyMain(s)
+			}
 
 		case <-steppedDown:
-			w.p.notifyMain(s) // it needs that to name its own successor
+			if last() {
+				s.Stop() // so that it does not wait for our end
+			} else {
+				w.p.notifyMain(s) // it needs that to name its own successor
+			}
 			steppedDown = nil
 
 		case <-exited:
@@ -255,22 +283,31 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			// Whoever stops the successor as well must not wake us by that.
 			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
 			told, w.told = true, time.Now()
-			if drained == nil {
+			if last() {
+				w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + patience)
+				s.Stop()
+			} else if drained == nil {
 				return end()
 			}
 
 		case <-w.p.usr2:
+			if last() {
+				w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
+				continue
+			}
 			w.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
 			w.p.notifyMain(s) // what it has to say then counts
 			s.Signal(restartSignal)
 
 		case <-progress.tick:
-			if standby != nil {
+			if standby != nil && !last() {
 				continue
 			}
 			// The main process is listened to.
 			text := fmt.Sprintf("pid %d drains %s", os.Getpid(), progress.log())
-			if w.p.isMain.Load() {
+			if told && last() {
+				w.p.notify("STATUS=Stopping: " + text + "\n" + patience)
+			} else if w.p.isMain.Load() {
 				w.p.notify(fmt.Sprintf("STATUS=Serving with pid %d; %s", s.Pid, text))
 			} else {
 				s.Status(text, false)
@@ -316,12 +353,14 @@ func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func
 		}()
 	}
 	if to == nil && w.g.Managed() {
-		// When the main process ends, a service manager ends the others too.
+		// When the main process ends, a service manager ends the others too. If that
+		// is our predecessor, it waits for us.
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			select {
 			case <-w.g.PredecessorGone():
+			case <-w.g.ToldToStop():
 			case <-ctx.Done():
 			}
 		}()

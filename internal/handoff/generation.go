@@ -40,6 +40,7 @@ type Generation struct {
 	predecessor *control      // nil unless Succeeded
 	gone        chan struct{} // closed when the predecessor has ended
 	givenUp     atomic.Bool   // it no longer waits for us
+	toldToStop  chan struct{} // closed when it has passed that on
 
 	supervisor   *net.UnixConn // nil unless Supervise started us, or who started us
 	unsupervised chan struct{} // closed when the supervisor has ended; nil without one
@@ -76,10 +77,11 @@ func newGeneration() *Generation {
 	gone := make(chan struct{})
 	close(gone)
 	return &Generation{
-		gone:      gone,
-		states:    map[string][]byte{},
-		receivers: map[int]func([]*os.File){},
-		providers: map[string]func() []byte{},
+		gone:       gone,
+		toldToStop: make(chan struct{}),
+		states:     map[string][]byte{},
+		receivers:  map[int]func([]*os.File){},
+		providers:  map[string]func() []byte{},
 	}
 }
 
@@ -146,6 +148,10 @@ func (g *Generation) Accept(l net.Listener, take func([]*os.File)) {
 // PredecessorGone is closed once no predecessor is left that could still hand
 // connections over.
 func (g *Generation) PredecessorGone() <-chan struct{} { return g.gone }
+
+// ToldToStop is closed when the predecessor, as the service manager's main
+// process, was told to stop: the service is meant.
+func (g *Generation) ToldToStop() <-chan struct{} { return g.toldToStop }
 
 // OnReady calls f, instead of sending SIGTERM to this process, when a
 // successor becomes ready; nil undoes it.

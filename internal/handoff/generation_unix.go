@@ -346,6 +346,11 @@ func (g *Generation) receive() {
 		case kindGiveUp:
 			g.givenUp.Store(true)
 			closeAll(m.fds)
+		case kindStop:
+			if !isClosed(g.toldToStop) {
+				close(g.toldToStop)
+			}
+			closeAll(m.fds)
 		default:
 			closeAll(m.fds)
 		}
@@ -434,9 +439,9 @@ func (g *Generation) Ready() error {
 }
 
 // StepDown tells a predecessor that still drains not to take over again when
-// we end: we were told to, or have a successor of our own.
-func (g *Generation) StepDown() {
+// we end: we are stopping, or have a successor of our own.
+func (g *Generation) StepDown(stopping bool) {
 	if g.predecessor != nil {
-		g.predecessor.send(kindStepDown, nil)
+		g.predecessor.send(kindStepDown, stepDownBody{stopping})
 	}
 }

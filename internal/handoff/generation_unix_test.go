@@ -196,7 +196,7 @@ func TestPredecessorThatVanishesLeavesItsSockets(t *testing.T) {
 			if !strings.Contains(said.String(), "serving on") {
 				t.Errorf("logged %q, and not that we serve on", said)
 			}
-			g.StepDown() // nobody hears it
+			g.StepDown(false) // nobody hears it
 		})
 	}
 }
@@ -218,7 +218,7 @@ func TestReadyIsSaidOnce(t *testing.T) {
 		}
 	})
 	peer.receiveKind(t, kindReady, nil)
-	g.StepDown()
+	g.StepDown(false)
 	peer.receiveKind(t, kindStepDown, nil) // and not ready again
 
 	if _, err := unasked.Accept(); !errors.Is(err, net.ErrClosed) {
@@ -603,7 +603,7 @@ func TestNobodyIsToldWithoutAPredecessor(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	g.StepDown()
+	g.StepDown(false)
 	if g.Origin() != Fresh || g.Err() != nil {
 		t.Errorf("origin %v, error %v", g.Origin(), g.Err())
 	}

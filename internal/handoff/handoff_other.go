@@ -27,7 +27,7 @@ func (g *Generation) load() {}
 
 func (g *Generation) Ready() error { return nil }
 
-func (g *Generation) StepDown() {}
+func (g *Generation) StepDown(bool) {}
 
 // Start returns an error that is errors.ErrUnsupported.
 func (g *Generation) Start([]net.Listener) (*Successor, error) {
@@ -54,5 +54,7 @@ func (s *Successor) ExitError() error                        { return nil }
 func (s *Successor) Signal(os.Signal)                        {}
 func (s *Successor) Failed() bool                            { return false }
 func (s *Successor) Moves() bool                             { return false }
+func (s *Successor) Stop()                                   {}
+func (s *Successor) Stopping() bool                          { return false }
 func (s *Successor) Status(string, bool)                     {}
 func (s *Successor) Move(syscall.Conn, []syscall.Conn) error { return errors.ErrUnsupported }

@@ -26,9 +26,10 @@ const (
 	kindReady                    // successor: serves
 	kindConns                    // predecessor: a batch of connections (connsBody)
 	kindTaken                    // successor: its answer to a batch (takenBody)
-	kindStepDown                 // successor: is itself ending; do not take over again if it exits
+	kindStepDown                 // successor: is itself ending; do not take over again if it exits (stepDownBody)
 	kindStatus                   // predecessor: how its drain goes, in words (statusBody)
 	kindGiveUp                   // predecessor: no longer waits for ready, and serves on
+	kindStop                     // predecessor: was told to stop, which is meant for the service
 )
 
 const (
@@ -66,6 +67,10 @@ type connsBody struct {
 type takenBody struct {
 	Batch int
 	Error string `json:",omitempty"` // why it was refused; empty: taken
+}
+
+type stepDownBody struct {
+	Stopping bool `json:",omitempty"` // it was told to; else it has a successor
 }
 
 type statusBody struct {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -53,6 +54,7 @@ type Successor struct {
 	mute        chan struct{} // closed when it can no longer say that it is ready
 	exited      chan struct{} // closed when it has ended and was waited for
 	steppedDown chan struct{} // closed when it has said that it is ending itself
+	stopping    atomic.Bool   // and that it was told to
 	settled     chan struct{} // closed when it is ready, or gone
 	state       *os.ProcessState
 	waitErr     error
@@ -387,6 +389,11 @@ func (s *Successor) receive() {
 				s.answered(b)
 			}
 		case kindStepDown:
+			var b stepDownBody
+			m.decode(&b) // one that says nothing has a successor
+			if b.Stopping {
+				s.stopping.Store(true)
+			}
 			if !isClosed(s.steppedDown) {
 				close(s.steppedDown)
 			}
@@ -536,6 +543,18 @@ func (s *Successor) Exited() <-chan struct{} { return s.exited }
 // SteppedDown is closed when the successor has said that it is ending itself: it
 // was told to, or has a successor of its own.
 func (s *Successor) SteppedDown() <-chan struct{} { return s.steppedDown }
+
+// Stopping reports whether it has said that it was told to stop.
+func (s *Successor) Stopping() bool { return s.stopping.Load() }
+
+// Stop passes on that this process was told to stop, as the service manager's main
+// process: it is meant for the service. A successor that has heard it already does
+// nothing.
+func (s *Successor) Stop() {
+	if isClosed(s.hello) {
+		s.control.send(kindStop, nil)
+	}
+}
 
 // ExitError says how the successor ended, or nil if it has not. It is an
 // *exec.ExitError unless the process could not be waited for.

@@ -186,6 +186,38 @@ func TestStopFinishesRequestsOfThePredecessorToo(t *testing.T) {
 	equal(t, d.Unit, "Result", "success")
 }
 
+// Until the successor is the main process, the predecessor speaks for both.
+func TestStopDuringAHandoffFinishesRequestsOfBoth(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ last, mode string }{
+		{"predecessor", "control-group"},
+		{"successor", "control-group"},
+		{"successor", "mixed"}, // only the main process is told
+	} {
+		t.Run(test.last+"/"+test.mode, func(t *testing.T) {
+			t.Parallel()
+			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "KillMode="+test.mode)
+			d.Do("start")
+			old := d.MainPID()
+			first := hold(t, d.addr, "/sleep/")
+			d.Do("reload")
+			next := awaitAnotherThan(t, d.addr, old)
+			second := hold(t, d.addr, "/sleep/")
+			if test.last == "predecessor" {
+				time.AfterFunc(2*time.Second, second.release)
+				time.AfterFunc(4*time.Second, first.release)
+			} else {
+				time.AfterFunc(2*time.Second, first.release)
+				time.AfterFunc(4*time.Second, second.release)
+			}
+			d.Do("stop")
+			first.by(old)
+			second.by(next)
+			equal(t, d.Unit, "Result", "success")
+		})
+	}
+}
+
 func TestStatusTellsOfTheDrain(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t, "gracedemo.service")
