@@ -30,14 +30,19 @@ func (p *Process) notifyServing() {
 	switch g.Origin() {
 	case handoff.Succeeded:
 		go func() {
-			<-g.PredecessorGone()
-			p.becomeMain() // if it was not before, nobody else is
-			if !p.isMain.Load() {
-				return // our successor is
-			}
-			p.onStatus("", true)
-			if err := g.Adopted(); err != nil {
+			err := g.Adopted(func() bool {
+				select {
+				case <-g.PredecessorGone():
+					p.becomeMain() // if it was not before, nobody else is
+				default:
+				}
+				return p.isMain.Load()
+			})
+			if err != nil {
 				p.logf("telling the service manager that it is the parent of pid %d now: %v", os.Getpid(), err)
+			}
+			if p.isMain.Load() {
+				p.onStatus("", true)
 			}
 		}()
 	case handoff.SucceededLegacy:
@@ -79,14 +84,6 @@ func (p *Process) notifyMain(s *handoff.Successor) {
 func mainPID(pid int) string {
 	return fmt.Sprintf("MAINPID=%d\nREADY=1\nWATCHDOG=1\nSTATUS=Serving with pid %d", pid, pid)
 }
-
-// patience asks the manager to wait for another five seconds, see
-// EXTEND_TIMEOUT_USEC in sd_notify(3). It must be repeated: a manager may forget
-// it when something else happens.
-const (
-	patience     = "EXTEND_TIMEOUT_USEC=5000000"
-	patienceTick = 500 * time.Millisecond
-)
 
 // repeat tells the manager a state until done.
 func (p *Process) repeat(state string, interval time.Duration, done <-chan struct{}) {

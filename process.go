@@ -137,10 +137,10 @@ func (p *Process) restart(listeners []Listener) (pid int, err error) {
 		timeout = defaultStartTimeout
 	}
 
-	p.notify(systemd.Reloading() + "\n" + patience + "\nSTATUS=Starting a successor")
+	p.notify(systemd.Reloading() + "\n" + systemd.Patience + "\nSTATUS=Starting a successor")
 	started := make(chan struct{})
 	defer close(started)
-	go p.repeat(patience, patienceTick, started)
+	go p.repeat(systemd.Patience, systemd.PatienceTick, started)
 	if p.PreStart != nil {
 		if err := p.PreStart(); err != nil {
 			return 0, fmt.Errorf("before the start: %w", err)

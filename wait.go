@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/systemd"
 )
 
 // Wait serves signals until this process has nothing left to do.
@@ -156,7 +157,7 @@ func (w *waiter) stop() error {
 		<-starting.Settled() // until then the sockets' paths may be its
 	}
 	w.g.StepDown(true)
-	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + patience)
+	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + systemd.Patience)
 	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
 	defer cancel()
@@ -178,7 +179,7 @@ func (w *waiter) stop() error {
 			w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
 		case <-progress.tick:
 			left := progress.log()
-			w.p.notify("STATUS=Stopping: " + left + "\n" + patience)
+			w.p.notify("STATUS=Stopping: " + left + "\n" + systemd.Patience)
 		}
 	}
 }
@@ -217,6 +218,9 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		s.Status("", false)
 		w.closeAll(drainErr != nil)
 		progress.end(drainErr)
+		if err := s.Part(); err != nil {
+			w.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
+		}
 		return true, drainErr
 	}
 	for {
@@ -284,7 +288,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
 			told, w.told = true, time.Now()
 			if last() {
-				w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + patience)
+				w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + systemd.Patience)
 				s.Stop()
 			} else if drained == nil {
 				return end()
@@ -306,7 +310,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			// The main process is listened to.
 			text := fmt.Sprintf("pid %d drains %s", os.Getpid(), progress.log())
 			if told && last() {
-				w.p.notify("STATUS=Stopping: " + text + "\n" + patience)
+				w.p.notify("STATUS=Stopping: " + text + "\n" + systemd.Patience)
 			} else if w.p.isMain.Load() {
 				w.p.notify(fmt.Sprintf("STATUS=Serving with pid %d; %s", s.Pid, text))
 			} else {

@@ -1,8 +1,10 @@
 package handoff
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -19,28 +21,50 @@ import (
 // at once, nor notice it otherwise. Only when the predecessor has ended systemd
 // is its parent. To make systemd look again, another process must be the main one
 // for a moment: a messenger, who is told with MAINPID and tells it back.
+//
+// The predecessor starts it when all else is done, as a sibling: so systemd is
+// the messenger's parent, and at no time the main process is not its child.
+//
+//	predecessor  starts the messenger and hands it to the successor (kindMessenger)
+//	successor    MAINPID=messenger, tells the predecessor (kindParted)
+//	predecessor  ends
+//	successor    relieves the messenger
+//	messenger    MAINPID=successor, tells the successor, ends
 
-// envMessenger is set for a messenger: its parent's process id.
+// envMessenger is set for a messenger: the process id of the successor.
 const envMessenger = "GRACE_MESSENGER"
 
-// messengerFD is the messenger's end of a socket pair with its parent.
+// messengerFD is the messenger's end of a socket pair with the successor, over
+// which they say one byte at a time.
 const messengerFD = 3
 
-// messengerTimeout bounds each step of it.
-const messengerTimeout = 10 * time.Second
+const (
+	messengerReady     = 'h' // from the messenger: signals are looked after
+	messengerRelieved  = 'm' // the successor is the main process; to the messenger: shall be
+	messengerDismissed = 'd' // to the messenger: it is not needed
+	messengerRestart   = 'r' // from the messenger: it was asked to restart
+	messengerStop      = 's' // from the messenger: it was asked to stop
+)
 
-// messengerLinger is how long a messenger stays that has done its work.
-const messengerLinger = time.Second
+const (
+	// messengerTimeout bounds each step of it.
+	messengerTimeout = 10 * time.Second
+	// partTimeout is how long predecessor and successor wait for each other at
+	// their parting. A program may take longer to end when Wait has returned.
+	partTimeout = time.Second
+	// messengerLinger is how long a messenger stays that has done its work.
+	messengerLinger = time.Second
+)
 
 // A messenger never reaches main.
 var _ = runMessenger()
 
 func runMessenger() struct{} {
-	parent, err := strconv.Atoi(os.Getenv(envMessenger))
-	if err != nil || parent <= 1 || parent != os.Getppid() {
+	successor, err := strconv.Atoi(os.Getenv(envMessenger))
+	if err != nil {
 		return struct{}{}
 	}
-	if err := beMessenger(parent); err != nil {
+	if err := beMessenger(successor); err != nil {
 		fmt.Fprintf(os.Stderr, "messenger: %v\n", err)
 		os.Exit(1)
 	}
@@ -48,60 +72,79 @@ func runMessenger() struct{} {
 	return struct{}{}
 }
 
-func beMessenger(parent int) error {
-	// Who signals the main process means our parent. Requests to stop reach all
-	// processes of the service.
+func beMessenger(successor int) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	pass := func(sig os.Signal) {
-		if sig == syscall.SIGUSR2 && os.Getppid() == parent {
-			syscall.Kill(parent, syscall.SIGUSR2)
-		}
-	}
-
 	c, err := newUnixConn(messengerFD)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(messengerTimeout))
-	b := make([]byte, 1)
-	if _, err := c.Write(b); err != nil { // signals are looked after
-		return err
-	}
-	if _, err := c.Read(b); err != nil { // we are the main process
-		return err
-	}
-	socket := os.Getenv(systemd.EnvSocket)
-	if err := systemd.Notify(socket, "MAINPID="+strconv.Itoa(parent)); err != nil {
-		return err
-	}
-	if err := barrier(socket); err != nil {
-		return err
-	}
-	if _, err := c.Write(b); err != nil { // our parent is
-		return err
-	}
-
-	// Who has just read our number has yet to use it.
-	done := make(chan struct{})
+	words := make(chan byte)
 	go func() {
-		c.Read(b) // our parent ends, or the time is over
-		close(done)
+		defer close(words)
+		b := make([]byte, 1)
+		for {
+			if _, err := c.Read(b); err != nil {
+				return
+			}
+			words <- b[0]
+		}
 	}()
-	c.SetReadDeadline(time.Now().Add(messengerLinger))
+	tell := func(what byte) { c.Write([]byte{what}) }
+	tell(messengerReady)
+
+	socket := os.Getenv(systemd.EnvSocket)
+	relieved := false
+	var linger, stopping <-chan time.Time
+	pass := func(sig os.Signal) {
+		// Whoever signals the main process means the service.
+		if sig == syscall.SIGUSR2 {
+			tell(messengerRestart)
+			return
+		}
+		tell(messengerStop)
+		if !relieved && stopping == nil {
+			// The end of the main process would be that of all others.
+			stopping = time.NewTicker(systemd.PatienceTick).C
+		}
+	}
 	for {
 		select {
 		case sig := <-signals:
-			if sig != syscall.SIGUSR2 {
+			pass(sig)
+
+		case <-stopping:
+			systemd.Notify(socket, "STOPPING=1\n"+systemd.Patience)
+
+		case word := <-words:
+			switch word {
+			case messengerRelieved:
+				if err := systemd.Notify(socket, "MAINPID="+strconv.Itoa(successor)); err != nil {
+					return err
+				}
+				if err := barrier(socket); err != nil {
+					return err
+				}
+				tell(messengerRelieved)
+				relieved = true
+				// Who has just read our number has yet to use it.
+				linger = time.After(messengerLinger)
+			case messengerDismissed:
+				return nil
+			default: // the successor has ended
+				for len(signals) > 0 {
+					pass(<-signals)
+				}
+				if !relieved && stopping == nil {
+					return fmt.Errorf("pid %d has ended, which the service manager does not see", successor)
+				}
 				return nil
 			}
-			pass(sig)
-		case <-done:
-			for len(signals) > 0 {
-				pass(<-signals)
+
+		case <-linger:
+			if stopping == nil {
+				return nil
 			}
-			return nil
 		}
 	}
 }
@@ -127,68 +170,218 @@ func barrier(socket string) error {
 	return nil
 }
 
-// Adopted makes the service manager look again at its main process, this one,
-// whose predecessor has ended. Until it returns, other states wait.
-func (g *Generation) Adopted() error {
-	socket := os.Getenv(systemd.EnvSocket)
-	if g.supervisor != nil || socket == "" || g.origin != Succeeded {
-		return nil
-	}
-	// The end of the control socket comes a moment before the predecessor's own.
-	for end := time.Now().Add(messengerTimeout); os.Getppid() == g.ppid && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
+// A messenger is one as seen by the process that it works for, or that has
+// started it.
+type messenger struct {
+	pid      int
+	conn     *net.UnixConn
+	relieved chan struct{} // closed when the successor is the main process
+	ended    chan struct{} // closed when it can tell no more
+}
 
-	g.telling.Lock()
-	defer g.telling.Unlock()
+// startMessenger starts one for a successor, which may be this process, as this
+// process's child or sibling.
+func startMessenger(successor int, sibling bool) (*messenger, error) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("socketpair", err)
+		return nil, os.NewSyscallError("socketpair", err)
 	}
 	c, err := newUnixConn(fds[0])
 	if err != nil {
 		syscall.Close(fds[1])
-		return err
+		return nil, err
 	}
-	env := []string{envMessenger + "=" + strconv.Itoa(os.Getpid())}
+	env := []string{envMessenger + "=" + strconv.Itoa(successor)}
 	for _, v := range os.Environ() {
 		if strings.HasPrefix(v, systemd.EnvSocket+"=") {
 			env = append(env, v)
 		}
 	}
+	var flags uintptr
+	if sibling {
+		flags = syscall.CLONE_PARENT
+	}
 	// Our own image, even if the program was replaced.
 	pid, err := syscall.ForkExec("/proc/self/exe", os.Args[:1], &syscall.ProcAttr{
 		Env:   env,
 		Files: []uintptr{standard(0), standard(1), standard(2), uintptr(fds[1])},
+		Sys:   &syscall.SysProcAttr{Cloneflags: flags},
 	})
 	syscall.Close(fds[1])
 	if err != nil {
 		c.Close()
-		return fmt.Errorf("starting a messenger: %w", err)
+		return nil, fmt.Errorf("starting a messenger: %w", err)
 	}
-	process, _ := os.FindProcess(pid) // never fails on Unix
-	go func() {
-		process.Wait()
-		c.Close()
-	}()
-	err = func() error {
-		b := make([]byte, 1)
-		c.SetDeadline(time.Now().Add(messengerTimeout))
-		if _, err := c.Read(b); err != nil {
-			return err
+	if !sibling {
+		process, _ := os.FindProcess(pid) // never fails on Unix
+		go process.Wait()
+	}
+	b := make([]byte, 1)
+	c.SetReadDeadline(time.Now().Add(messengerTimeout))
+	if _, err := c.Read(b); err != nil {
+		c.Close() // which ends it
+		return nil, fmt.Errorf("messenger pid %d: %w", pid, err)
+	}
+	c.SetReadDeadline(time.Time{})
+	return newMessenger(pid, c), nil
+}
+
+func newMessenger(pid int, c *net.UnixConn) *messenger {
+	return &messenger{pid: pid, conn: c, relieved: make(chan struct{}), ended: make(chan struct{})}
+}
+
+// listen does what the messenger is asked for.
+func (m *messenger) listen(g *Generation) {
+	defer close(m.ended)
+	defer m.conn.Close()
+	b := make([]byte, 1)
+	for {
+		if _, err := m.conn.Read(b); err != nil {
+			return
 		}
-		if err := systemd.Notify(socket, "MAINPID="+strconv.Itoa(pid)); err != nil {
-			return err
+		switch b[0] {
+		case messengerRelieved:
+			close(m.relieved)
+		case messengerRestart:
+			syscall.Kill(os.Getpid(), syscall.SIGUSR2)
+		case messengerStop:
+			g.stopTold()
 		}
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-		_, err := c.Read(b)
+	}
+}
+
+func (m *messenger) tell(what byte) error {
+	_, err := m.conn.Write([]byte{what})
+	return err
+}
+
+// relieve makes this process the main one again.
+func (m *messenger) relieve() error {
+	if err := m.tell(messengerRelieved); err != nil {
 		return err
-	}()
+	}
+	select {
+	case <-m.relieved:
+		return nil
+	case <-m.ended:
+		return errors.New("it has ended")
+	case <-time.After(messengerTimeout):
+		m.conn.Close()
+		return context.DeadlineExceeded
+	}
+}
+
+// notifying reports whether a service manager listens to this process itself.
+func (g *Generation) notifying() bool {
+	return g.supervisor == nil && os.Getenv(systemd.EnvSocket) != ""
+}
+
+// Part is the last that this process does for its successor, the service
+// manager's main process: it lets systemd have one without interruption that is
+// its child.
+func (s *Successor) Part() error {
+	if !s.g.notifying() || !isClosed(s.hello) || isClosed(s.heard) || isClosed(s.steppedDown) {
+		return nil
+	}
+	m, err := startMessenger(s.Pid, true)
 	if err != nil {
-		process.Kill()
-		return fmt.Errorf("messenger pid %d: %w", pid, err)
+		return err
+	}
+	defer m.conn.Close() // this copy
+	if err := withFDs([]syscall.Conn{m.conn}, func(fds []int) error {
+		return s.control.send(kindMessenger, messengerBody{m.pid}, fds...)
+	}); err != nil {
+		return err
+	}
+	select {
+	case <-s.parted:
+	case <-s.heard:
+	case <-time.After(partTimeout):
+		return fmt.Errorf("successor pid %d: no answer within %v", s.Pid, partTimeout)
 	}
 	return nil
+}
+
+// handed is called with the messenger that the predecessor has started.
+func (g *Generation) handed(pid int, fds []int) {
+	if len(fds) != 1 {
+		closeAll(fds)
+		return
+	}
+	c, err := newUnixConn(fds[0])
+	if err != nil {
+		return
+	}
+	select {
+	case g.messengers <- newMessenger(pid, c):
+	default:
+		c.Close() // there is one already
+	}
+}
+
+// Adopted waits for the predecessor's end, and lets the service manager look again
+// at its main process, this one, unless main says that it is not. Until that is
+// done, other states wait.
+func (g *Generation) Adopted(main func() bool) error {
+	select {
+	case m := <-g.messengers:
+		adopted, err := g.adopted(m, main)
+		if adopted || err != nil {
+			return err
+		}
+	case <-g.gone:
+	}
+	<-g.gone
+	if !g.notifying() || g.origin != Succeeded || !main() {
+		return nil
+	}
+	g.orphaned(messengerTimeout)
+	m, err := startMessenger(os.Getpid(), false)
+	if err != nil {
+		return err
+	}
+	_, err = g.adopted(m, main)
+	return err
+}
+
+// adopted lets a messenger be the main process until the predecessor has ended,
+// and reports whether that was soon enough.
+func (g *Generation) adopted(m *messenger, main func() bool) (bool, error) {
+	g.telling.Lock()
+	defer g.telling.Unlock()
+	go m.listen(g)
+	defer g.predecessor.send(kindParted, nil) // again, if something went wrong
+	if !main() {
+		return true, m.tell(messengerDismissed)
+	}
+	if err := systemd.Notify(os.Getenv(systemd.EnvSocket), "MAINPID="+strconv.Itoa(m.pid)); err != nil {
+		return true, errors.Join(err, m.tell(messengerDismissed))
+	}
+	g.predecessor.send(kindParted, nil)
+	orphaned := g.orphaned(partTimeout)
+	if err := m.relieve(); err != nil {
+		return true, fmt.Errorf("messenger pid %d: %w", m.pid, err)
+	}
+	return orphaned, nil
+}
+
+// orphaned waits until this process is no longer its predecessor's child, and
+// reports whether that was in time.
+func (g *Generation) orphaned(timeout time.Duration) bool {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-g.gone:
+	case <-timer.C:
+		return false
+	}
+	// The end of the control socket comes a moment before the predecessor's own.
+	for os.Getppid() == g.ppid {
+		select {
+		case <-timer.C:
+			return false
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return true
 }

@@ -40,7 +40,9 @@ type Generation struct {
 	predecessor *control      // nil unless Succeeded
 	gone        chan struct{} // closed when the predecessor has ended
 	givenUp     atomic.Bool   // it no longer waits for us
-	toldToStop  chan struct{} // closed when it has passed that on
+	messengers  chan *messenger
+	stopOnce    sync.Once
+	toldToStop  chan struct{} // closed when that was passed on to us
 
 	supervisor   *net.UnixConn // nil unless Supervise started us, or who started us
 	unsupervised chan struct{} // closed when the supervisor has ended; nil without one
@@ -78,6 +80,7 @@ func newGeneration() *Generation {
 	close(gone)
 	return &Generation{
 		gone:       gone,
+		messengers: make(chan *messenger, 1),
 		toldToStop: make(chan struct{}),
 		states:     map[string][]byte{},
 		receivers:  map[int]func([]*os.File){},
@@ -149,9 +152,11 @@ func (g *Generation) Accept(l net.Listener, take func([]*os.File)) {
 // connections over.
 func (g *Generation) PredecessorGone() <-chan struct{} { return g.gone }
 
-// ToldToStop is closed when the predecessor, as the service manager's main
-// process, was told to stop: the service is meant.
+// ToldToStop is closed when the service manager's main process, which is another,
+// was told to stop: the service is meant.
 func (g *Generation) ToldToStop() <-chan struct{} { return g.toldToStop }
+
+func (g *Generation) stopTold() { g.stopOnce.Do(func() { close(g.toldToStop) }) }
 
 // OnReady calls f, instead of sending SIGTERM to this process, when a
 // successor becomes ready; nil undoes it.

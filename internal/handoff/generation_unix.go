@@ -347,10 +347,15 @@ func (g *Generation) receive() {
 			g.givenUp.Store(true)
 			closeAll(m.fds)
 		case kindStop:
-			if !isClosed(g.toldToStop) {
-				close(g.toldToStop)
-			}
+			g.stopTold()
 			closeAll(m.fds)
+		case kindMessenger:
+			var b messengerBody
+			if m.decode(&b) == nil {
+				g.handed(b.Pid, m.fds)
+			} else {
+				closeAll(m.fds)
+			}
 		default:
 			closeAll(m.fds)
 		}

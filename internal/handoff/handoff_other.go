@@ -36,6 +36,11 @@ func (g *Generation) Start([]net.Listener) (*Successor, error) {
 
 func (g *Generation) notify(string) error { return nil }
 
+type messenger struct{}
+
+// Adopted does nothing: there is no predecessor.
+func (g *Generation) Adopted(main func() bool) error { return nil }
+
 // StoreListeners does nothing: there is no manager to keep them.
 func (g *Generation) StoreListeners() error { return nil }
 
@@ -54,6 +59,7 @@ func (s *Successor) ExitError() error                        { return nil }
 func (s *Successor) Signal(os.Signal)                        {}
 func (s *Successor) Failed() bool                            { return false }
 func (s *Successor) Moves() bool                             { return false }
+func (s *Successor) Part() error                             { return nil }
 func (s *Successor) Stop()                                   {}
 func (s *Successor) Stopping() bool                          { return false }
 func (s *Successor) Status(string, bool)                     {}

@@ -19,17 +19,19 @@ import (
 type kind uint16
 
 const (
-	kindHello    kind = 1 + iota // successor: speaks this protocol (helloBody)
-	kindSocket                   // predecessor: what an inherited descriptor is (socketBody)
-	kindState                    // predecessor: state by name (stateBody)
-	kindBegin                    // predecessor: all sockets and states are told
-	kindReady                    // successor: serves
-	kindConns                    // predecessor: a batch of connections (connsBody)
-	kindTaken                    // successor: its answer to a batch (takenBody)
-	kindStepDown                 // successor: is itself ending; do not take over again if it exits (stepDownBody)
-	kindStatus                   // predecessor: how its drain goes, in words (statusBody)
-	kindGiveUp                   // predecessor: no longer waits for ready, and serves on
-	kindStop                     // predecessor: was told to stop, which is meant for the service
+	kindHello     kind = 1 + iota // successor: speaks this protocol (helloBody)
+	kindSocket                    // predecessor: what an inherited descriptor is (socketBody)
+	kindState                     // predecessor: state by name (stateBody)
+	kindBegin                     // predecessor: all sockets and states are told
+	kindReady                     // successor: serves
+	kindConns                     // predecessor: a batch of connections (connsBody)
+	kindTaken                     // successor: its answer to a batch (takenBody)
+	kindStepDown                  // successor: is itself ending; do not take over again if it exits (stepDownBody)
+	kindStatus                    // predecessor: how its drain goes, in words (statusBody)
+	kindGiveUp                    // predecessor: no longer waits for ready, and serves on
+	kindStop                      // predecessor: was told to stop, which is meant for the service
+	kindMessenger                 // predecessor: who stands in at its end (messengerBody, and a socket)
+	kindParted                    // successor: the predecessor may end
 )
 
 const (
@@ -76,6 +78,10 @@ type stepDownBody struct {
 type statusBody struct {
 	Text string
 	Main bool `json:",omitempty"` // the successor is the service manager's main process now
+}
+
+type messengerBody struct {
+	Pid int
 }
 
 // A message is one as received. Its receiver owns the descriptors.

@@ -55,6 +55,7 @@ type Successor struct {
 	exited      chan struct{} // closed when it has ended and was waited for
 	steppedDown chan struct{} // closed when it has said that it is ending itself
 	stopping    atomic.Bool   // and that it was told to
+	parted      chan struct{} // closed when it does not need us any more, see Part
 	settled     chan struct{} // closed when it is ready, or gone
 	state       *os.ProcessState
 	waitErr     error
@@ -74,6 +75,7 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 		heard:       make(chan struct{}),
 		exited:      make(chan struct{}),
 		steppedDown: make(chan struct{}),
+		parted:      make(chan struct{}),
 		settled:     make(chan struct{}),
 		mute:        make(chan struct{}),
 		passed:      map[socketID]int{},
@@ -387,6 +389,10 @@ func (s *Successor) receive() {
 			var b takenBody
 			if m.decode(&b) == nil {
 				s.answered(b)
+			}
+		case kindParted:
+			if !isClosed(s.parted) {
+				close(s.parted)
 			}
 		case kindStepDown:
 			var b stepDownBody

@@ -212,9 +212,30 @@ func TestStopDuringAHandoffFinishesRequestsOfBoth(t *testing.T) {
 			}
 			d.Do("stop")
 			first.by(old)
-			second.by(next)
+			second.by(next, old)
 			equal(t, d.Unit, "Result", "success")
 		})
+	}
+}
+
+// Around the predecessor's end the successor becomes a child of systemd.
+func TestStopAtTheEndOfAHandoffFinishesRequests(t *testing.T) {
+	t.Parallel()
+	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1")
+	for round := range 12 {
+		d.Do("start")
+		old := d.MainPID()
+		first := hold(t, d.addr, "/sleep/")
+		d.Do("reload")
+		next := awaitAnotherThan(t, d.addr, old)
+		second := hold(t, d.addr, "/sleep/")
+		first.finish(old)
+		// Each round meets another moment of it.
+		time.Sleep(time.Duration(round) * 2 * time.Millisecond)
+		time.AfterFunc(300*time.Millisecond, second.release)
+		d.Do("stop")
+		second.by(next, old)
+		equal(t, d.Unit, "Result", "success")
 	}
 }
 
