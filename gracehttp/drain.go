@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -185,6 +186,7 @@ func (m *mover) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		runtime.Gosched() // others were kicked with it
 		for more := true; more && len(batch) < handoff.MaxMove; {
 			select {
 			case o := <-m.offers:

@@ -28,19 +28,19 @@ type socket interface {
 // A server is one http.Server on its listening socket. To grace.Process it is a
 // listener that accepts by itself and knows how to drain (handoff.Server).
 type server struct {
+	draining atomic.Pointer[drain]          // nil: not draining
+	handler  http.Handler                   // the user's
+	state    func(net.Conn, http.ConnState) // the user's
+	tls      bool
+	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
+	app      *app
+	gate     *accept.Gate
 	socket
-	app     *app
-	gate    *accept.Gate
-	user    *http.Server // as Serve was given it
-	tls     bool
-	handler http.Handler                   // the user's
-	state   func(net.Conn, http.ConnState) // the user's
-	proto   map[string]func(*http.Server, *tls.Conn, http.Handler)
+	user *http.Server // as Serve was given it
 
-	draining atomic.Pointer[drain] // nil: not draining
-	http1    atomic.Int64          // open connections that are neither HTTP/2 nor hijacked
-	changed  chan struct{}         // http1 may have become 0
-	hooks    atomic.Int64          // calls of userShutdown that are ours, and still to come
+	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
+	changed chan struct{} // http1 may have become 0
+	hooks   atomic.Int64  // calls of userShutdown that are ours, and still to come
 
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
@@ -319,19 +319,15 @@ func (s *server) park(c *conn, f *os.File) {
 	s.inject(wrapped)
 }
 
-// connecting is held while a file is made a connection, which takes one more
-// descriptor for a moment: not many at once.
-var connecting sync.Mutex
-
-// connOf makes a connection of a file, which it closes.
+// connOf makes a connection of a file, which it closes. That takes one more
+// descriptor for a moment.
 func (s *server) connOf(f *os.File) (net.Conn, error) {
-	connecting.Lock()
-	defer connecting.Unlock()
 	defer f.Close()
 	c, err := net.FileConn(f)
-	if isTemporary(err) {
-		s.app.logf("%s: connection from a predecessor: %v; trying again until it works", s.Addr(), err)
+	if !isTemporary(err) {
+		return c, err
 	}
+	s.app.logf("%s: connection from a predecessor: %v; trying again until it works", s.Addr(), err)
 	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
 		time.Sleep(wait)
 		c, err = net.FileConn(f)
