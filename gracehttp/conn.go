@@ -41,10 +41,13 @@ type conn struct {
 
 	entry accept.Entry
 
-	gone   bool      // moved or ended: Read returns io.EOF
-	shared bool      // offered and not taken: a copy may be on its way for long
-	other  bool      // hijacked or HTTP/2
-	since  time.Time // when it became idle during a drain
+	gone    bool      // moved or ended: Read returns io.EOF
+	shared  bool      // offered and not taken: a copy may be on its way for long
+	other   bool      // hijacked or HTTP/2
+	http2   net.Conn  // what net/http speaks HTTP/2 on, or nil
+	streams bool      // HTTP/2: some are open
+	parting bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
+	since   time.Time // when it became idle during a drain
 }
 
 // A rawConn is a *net.TCPConn, a *net.UnixConn, or the *os.File of a connection
@@ -131,13 +134,12 @@ func (c *conn) read(b []byte) (int, error) {
 		if c.kicked.Load() && c.look(b) {
 			return 0, io.EOF
 		}
-		idle := c.idle.Load()
-		if idle {
+		if c.idle.Load() {
 			c.largest = max(c.largest, uint16(min(len(b), math.MaxUint16)))
 		}
 		n, err := c.raw.Read(b)
 		if n > 0 {
-			if idle {
+			if c.idle.Load() { // HTTP/2 may have become so meanwhile
 				c.idle.Store(false)
 			}
 			if c.preface >= 0 {
@@ -195,6 +197,7 @@ func (c *conn) lookForPreface(b []byte) {
 		c.preface = -1
 		c.mu.Lock()
 		c.leave()
+		c.http2, _ = c.raw.(net.Conn)
 		c.mu.Unlock()
 	}
 }
@@ -237,7 +240,7 @@ func (c *conn) parked() bool {
 func (c *conn) kick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.kicked.Load() && (c.idle.Load() || c.handshaking()) {
+	if !c.other && !c.kicked.Load() && (c.idle.Load() || c.handshaking()) {
 		c.kicked.Store(true)
 		c.raw.SetReadDeadline(longAgo)
 	}
@@ -284,16 +287,19 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateActive:
-		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && t.ConnectionState().NegotiatedProtocol == "h2" {
+		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && !c.other && t.ConnectionState().NegotiatedProtocol == "h2" {
 			c.leave()
+			c.http2 = t
 		}
-		c.fresh.Store(false)
+		c.fresh.Store(c.http2 != nil) // so that each state of HTTP/2 comes here
 		c.idle.Store(false)
+		c.streams = true
 	case http.StateIdle:
+		c.idle.Store(true)
+		c.streams = false
 		if c.other {
 			return
 		}
-		c.idle.Store(true)
 		c.armed = false
 		d := c.server.draining.Load()
 		switch {
@@ -372,6 +378,7 @@ type tcpConn struct {
 }
 
 func (c *tcpConn) Read(b []byte) (int, error)        { return c.conn.read(b) }
+func (c *tcpConn) Write(b []byte) (int, error)       { return c.conn.write(c.TCPConn, b) }
 func (c *tcpConn) Close() error                      { return c.conn.close() }
 func (c *tcpConn) SetDeadline(t time.Time) error     { return c.conn.setDeadline(t) }
 func (c *tcpConn) SetReadDeadline(t time.Time) error { return c.conn.setReadDeadline(t) }
@@ -382,6 +389,7 @@ type unixConn struct {
 }
 
 func (c *unixConn) Read(b []byte) (int, error)        { return c.conn.read(b) }
+func (c *unixConn) Write(b []byte) (int, error)       { return c.conn.write(c.UnixConn, b) }
 func (c *unixConn) Close() error                      { return c.conn.close() }
 func (c *unixConn) SetDeadline(t time.Time) error     { return c.conn.setDeadline(t) }
 func (c *unixConn) SetReadDeadline(t time.Time) error { return c.conn.setReadDeadline(t) }

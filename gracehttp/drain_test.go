@@ -558,6 +558,72 @@ func TestHTTP2Drains(t *testing.T) {
 	}
 }
 
+// A client that has seen the GOAWAY, and the end of the stream after it, closes the
+// connection: nobody waits for a second.
+func TestHTTP2EndsWithItsGoAway(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"h2", "h2c", "h2 TLS 1.2"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			idle := make(chan bool, 1)
+			g := serveHTTP2(t, kind, &http.Server{ConnState: func(_ net.Conn, state http.ConnState) {
+				if state == http.StateIdle {
+					idle <- true
+				}
+			}}, time.Hour)
+			c := dial(t, g)
+			if kind != "h2c" {
+				config := clientTLS("h2")
+				if kind != "h2" {
+					config.MaxVersion = tls.VersionTLS12
+				}
+				c = newClient(t, tls.Client(c.Conn, config))
+			}
+			c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
+			within(t, idle, "the server to know the connection as HTTP/2")
+			// All that the server says by itself.
+			for acknowledged, window := false, false; !acknowledged || !window; {
+				f := c.frame()
+				acknowledged = acknowledged || f[3] == 4 && f[4] == 1
+				window = window || f[3] == 8
+			}
+
+			drained, _ := g.begin(t, handOver)
+			if f := c.frame(); f[3] != 7 {
+				t.Fatalf("the server sends frame %x in a drain, want GOAWAY", f)
+			}
+			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("after GOAWAY: %v, want io.EOF", err)
+			}
+			select {
+			case <-g.closed:
+				t.Error("the server has closed the connection, and not its own half only")
+			case <-drained:
+				t.Error("Drain has returned while the connection is open")
+			case <-time.After(20 * time.Millisecond):
+			}
+			c.Close()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// frame reads an HTTP/2 frame.
+func (c *client) frame() []byte {
+	c.t.Helper()
+	f := make([]byte, 9)
+	if _, err := io.ReadFull(c, f); err != nil {
+		c.t.Fatalf("reading a frame: %v", err)
+	}
+	body := make([]byte, int(f[0])<<16|int(f[1])<<8|int(f[2]))
+	if _, err := io.ReadFull(c, body); err != nil {
+		c.t.Fatalf("reading a frame: %v", err)
+	}
+	return append(f, body...)
+}
+
 // While a slow HTTP/1 request delays the GOAWAY, a request on an HTTP/2
 // connection is its last.
 func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {

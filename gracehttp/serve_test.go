@@ -13,8 +13,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -57,10 +59,17 @@ func TestLogFlagDefaultsToTrue(t *testing.T) {
 	}
 }
 
-// freeAddr returns an address on which nobody listens.
+var freeAddrs atomic.Uint32
+
+// freeAddr returns an address on which nobody listens: on Linux, where all of
+// 127.0.0.0/8 is the loopback device's, one that no other test comes upon.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	host := "127.0.0.1"
+	if runtime.GOOS == "linux" {
+		host = fmt.Sprintf("127.0.1.%d", freeAddrs.Add(1)%250+1)
+	}
+	l, err := net.Listen("tcp", host+":0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -350,6 +350,7 @@ func (s *server) shutdown(ctx context.Context) {
 	s.shut = true
 	srv := s.http
 	s.mu.Unlock()
+	s.partHTTP2()
 	s.hooks.Add(1)
 	go s.user.Shutdown(ctx)
 	if srv != s.user {
