@@ -41,13 +41,14 @@ type conn struct {
 
 	entry accept.Entry
 
-	gone    bool      // moved or ended: Read returns io.EOF
-	shared  bool      // offered and not taken: a copy may be on its way for long
-	other   bool      // hijacked or HTTP/2
-	http2   net.Conn  // what net/http speaks HTTP/2 on, or nil
-	streams bool      // HTTP/2: some are open
-	parting bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
-	since   time.Time // when it became idle during a drain
+	gone     bool      // moved or ended: Read returns io.EOF
+	shared   bool      // offered and not taken: a copy may be on its way for long
+	other    bool      // hijacked or HTTP/2
+	since    time.Time // when it became idle during a drain
+	http2    net.Conn  // what net/http speaks HTTP/2 on, or nil
+	streams  bool      // HTTP/2: some are open
+	parting  bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
+	overhead uint8     // of a TLS record
 }
 
 // A rawConn is a *net.TCPConn, a *net.UnixConn, or the *os.File of a connection
@@ -287,9 +288,12 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateActive:
-		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && !c.other && t.ConnectionState().NegotiatedProtocol == "h2" {
-			c.leave()
-			c.http2 = t
+		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && !c.other {
+			if state := t.ConnectionState(); state.NegotiatedProtocol == "h2" {
+				c.leave()
+				c.http2 = t
+				c.overhead = tlsOverhead(state)
+			}
 		}
 		c.fresh.Store(c.http2 != nil) // so that each state of HTTP/2 comes here
 		c.idle.Store(false)
@@ -374,7 +378,7 @@ func (c *conn) setDeadline(t time.Time) error {
 type tcpConn struct {
 	*net.TCPConn
 	conn conn
-	_    [32]byte // to a whole number of cache lines: several are allocated together
+	_    [8]byte // to a whole number of cache lines: several are allocated together
 }
 
 func (c *tcpConn) Read(b []byte) (int, error)        { return c.conn.read(b) }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/tls"
 	"net"
-	"slices"
 )
 
 // net/http ends an HTTP/2 connection by a GOAWAY frame, and closes it a second
@@ -26,16 +25,31 @@ func (s *server) partHTTP2() {
 // write is Write for net/http, to raw. On HTTP/2 without streams, GOAWAY is the
 // last that it writes.
 func (c *conn) write(raw net.Conn, b []byte) (int, error) {
+	if c.server.draining.Load() == nil {
+		return raw.Write(b)
+	}
+	last := c.goingAway(b)
 	n, err := raw.Write(b)
-	if err == nil && c.server.draining.Load() != nil {
-		c.mu.Lock()
-		if c.http2 != nil && !c.streams && c.goingAway(b) {
-			go closeWrite(c.http2, raw) // not here: TLS holds a lock that it needs
-			c.http2 = nil
-		}
-		c.mu.Unlock()
+	if last && err == nil {
+		go c.closeWrite(raw) // not here: TLS holds a lock that it needs
 	}
 	return n, err
+}
+
+// goingAway reports whether what is about to be written ends with a GOAWAY frame,
+// and nothing more will be. On TLS only its size can be seen, which the answer to a
+// PING has too: so not if something was read meanwhile. Then net/http closes the
+// connection in its own time.
+func (c *conn) goingAway(b []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.http2 == nil || c.streams {
+		return false
+	}
+	if c.server.tls {
+		return c.parting && c.idle.Load() && len(b) == goAwaySize+int(c.overhead)
+	}
+	return len(b) >= goAwaySize && bytes.HasPrefix(b[len(b)-goAwaySize:], []byte(goAwayHeader))
 }
 
 // goAwayHeader begins a GOAWAY frame without debug data: see RFC 9113, section 6.8.
@@ -44,28 +58,27 @@ const (
 	goAwaySize   = len(goAwayHeader) + 8
 )
 
-// tlsOverhead is what TLS adds to each record, with the AEAD cipher suites that
-// HTTP/2 allows (RFC 5288, RFC 7905, RFC 8446).
-var tlsOverhead = []int{
-	5 + 1 + 16, // TLS 1.3
-	5 + 8 + 16, // TLS 1.2 with AES-GCM
-	5 + 16,     // TLS 1.2 with ChaCha20-Poly1305
-}
-
-// goingAway reports whether what was written ends with a GOAWAY frame. On TLS only
-// its size can be seen, which the answer to a PING has too: so not if something was
-// read meanwhile. Then net/http closes the connection in its own time. The caller
-// holds c.mu.
-func (c *conn) goingAway(b []byte) bool {
-	if c.server.tls {
-		return c.parting && c.idle.Load() && slices.Contains(tlsOverhead, len(b)-goAwaySize)
+// tlsOverhead returns what TLS adds to each record, with the AEAD cipher suites
+// that HTTP/2 allows (RFC 8446, RFC 7905, RFC 5288).
+func tlsOverhead(state tls.ConnectionState) uint8 {
+	const header, tag = 5, 16
+	switch {
+	case state.Version == tls.VersionTLS13:
+		return header + 1 + tag
+	case state.CipherSuite == tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		state.CipherSuite == tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256:
+		return header + tag
+	default:
+		return header + 8 + tag // AES-GCM
 	}
-	return len(b) >= goAwaySize && bytes.HasPrefix(b[len(b)-goAwaySize:], []byte(goAwayHeader))
 }
 
 // closeWrite tells the client that nothing more will come.
-func closeWrite(c, raw net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
+func (c *conn) closeWrite(raw net.Conn) {
+	c.mu.Lock()
+	nc := c.http2
+	c.mu.Unlock()
+	if t, ok := nc.(*tls.Conn); ok {
 		t.CloseWrite()
 	}
 	if w, ok := raw.(interface{ CloseWrite() error }); ok {
