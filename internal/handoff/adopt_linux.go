@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -114,7 +113,7 @@ func beMessenger(successor int) error {
 			pass(sig)
 
 		case <-stopping:
-			systemd.Notify(socket, "STOPPING=1\n"+systemd.Patience)
+			systemd.Notify(socket, fmt.Sprintf("STOPPING=1\nSTATUS=Stopping: pid %d finishes its requests\n%s", successor, systemd.Patience))
 
 		case word := <-words:
 			switch word {
@@ -191,19 +190,13 @@ func startMessenger(successor int, sibling bool) (*messenger, error) {
 		syscall.Close(fds[1])
 		return nil, err
 	}
-	env := []string{envMessenger + "=" + strconv.Itoa(successor)}
-	for _, v := range os.Environ() {
-		if strings.HasPrefix(v, systemd.EnvSocket+"=") {
-			env = append(env, v)
-		}
-	}
 	var flags uintptr
 	if sibling {
 		flags = syscall.CLONE_PARENT
 	}
 	// Our own image, even if the program was replaced.
 	pid, err := syscall.ForkExec("/proc/self/exe", os.Args[:1], &syscall.ProcAttr{
-		Env:   env,
+		Env:   append(os.Environ(), envMessenger+"="+strconv.Itoa(successor)),
 		Files: []uintptr{standard(0), standard(1), standard(2), uintptr(fds[1])},
 		Sys:   &syscall.SysProcAttr{Cloneflags: flags},
 	})

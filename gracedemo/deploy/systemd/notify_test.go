@@ -250,6 +250,8 @@ func TestStatusTellsOfTheDrain(t *testing.T) {
 	h.finish(old)
 	d.Await("StatusText", fmt.Sprintf("Serving with pid %d", next))
 
+	awaitParent(t, next, 1) // when the predecessor has ended
+	d.Await("MainPID", strconv.Itoa(next))
 	h = hold(t, d.addr, "/sleep/")
 	d.Systemctl("stop", "--no-block")
 	d.Await("StatusText", "Stopping: 1 connection.*")
