@@ -64,6 +64,7 @@ func (w *waiter) run() error {
 	w.g.SetLogger(w.p.Logger)
 	w.g.OnReady(func(s *handoff.Successor) { w.ready <- s })
 	defer w.g.OnReady(nil)
+	w.g.Waiting()
 	if err := w.serve(); err != nil {
 		return err
 	}
@@ -158,6 +159,7 @@ func (w *waiter) stop() error {
 	}
 	w.g.StepDown(true)
 	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + systemd.Patience)
+	w.told = time.Now() // that may have taken a while
 	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
 	defer cancel()
@@ -200,7 +202,8 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		steppedDown = s.SteppedDown()
 		survived    <-chan time.Time // the successor has, for long enough to be the main process
 		standby     <-chan time.Time // is over
-		told        = false          // to stop
+		toldToStop  = w.g.ToldToStop()
+		told        = false // to stop
 		drainErr    error
 	)
 	if w.p.Standby == 0 {
@@ -209,7 +212,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	// A service manager that stops the service listens to its main process, and
 	// ends all others when that one has ended: then we have to be the last.
 	last := func() bool {
-		return (told || s.Stopping()) && exited != nil && w.p.isMain.Load() && w.g.Managed() && !w.g.Supervised()
+		return (told || s.Stopping()) && exited != nil && s.Waits() && w.p.isMain.Load() && w.g.Managed() && !w.g.Supervised()
 	}
 	end := func() (bool, error) {
 		if exited != nil {
@@ -229,7 +232,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			drained = nil
 			switch {
 			case last():
-				// Its end is what we wait for.
+				s.Stop() // its end is what we wait for
 			case told, exited == nil:
 				return end()
 			case s.Failed():
@@ -291,6 +294,16 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 				w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + systemd.Patience)
 				s.Stop()
 			} else if drained == nil {
+				return end()
+			}
+
+		case <-toldToStop:
+			toldToStop = nil
+			told, w.told = true, time.Now()
+			if s.Waits() {
+				s.Stop()
+			}
+			if drained == nil && !last() {
 				return end()
 			}
 

@@ -257,7 +257,7 @@ func (c *conn) handshaking() bool {
 // to end. The caller holds c.mu, which is released meanwhile.
 func (c *conn) settle() bool {
 	d := c.server.draining.Load()
-	if d == nil || !c.idle.Load() && !c.handshaking() {
+	if d == nil || c.other || !c.idle.Load() && !c.handshaking() {
 		return false
 	}
 	if d.moves() {

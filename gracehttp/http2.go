@@ -14,6 +14,9 @@ import (
 // partHTTP2 finds the HTTP/2 connections over TLS that are about to write nothing
 // but their GOAWAY: no stream is open on them, and nothing was read since.
 func (s *server) partHTTP2() {
+	if h2 := s.user.HTTP2; h2 != nil && h2.SendPingTimeout > 0 {
+		return // it may write a PING of its own
+	}
 	for _, e := range s.gate.Entries() {
 		c := e.Conn.(*conn)
 		c.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,8 +22,9 @@ import (
 // is its parent. To make systemd look again, another process must be the main one
 // for a moment: a messenger, who is told with MAINPID and tells it back.
 //
-// The predecessor starts it when all else is done, as a sibling: so systemd is
-// the messenger's parent, and at no time the main process is not its child.
+// The predecessor starts it when all else is done, as a sibling: so systemd is the
+// messenger's parent, and never left with a main process alone that is not its
+// child, which a stop would end at once.
 //
 //	predecessor  starts the messenger and hands it to the successor (kindMessenger)
 //	successor    MAINPID=messenger, tells the predecessor (kindParted)
@@ -41,8 +43,7 @@ const (
 	messengerReady     = 'h' // from the messenger: signals are looked after
 	messengerRelieved  = 'm' // the successor is the main process; to the messenger: shall be
 	messengerDismissed = 'd' // to the messenger: it is not needed
-	messengerRestart   = 'r' // from the messenger: it was asked to restart
-	messengerStop      = 's' // from the messenger: it was asked to stop
+	// From the messenger, less than 64: a signal.
 )
 
 const (
@@ -73,7 +74,7 @@ func runMessenger() struct{} {
 
 func beMessenger(successor int) error {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM)
 	c, err := newUnixConn(messengerFD)
 	if err != nil {
 		return err
@@ -97,12 +98,8 @@ func beMessenger(successor int) error {
 	var linger, stopping <-chan time.Time
 	pass := func(sig os.Signal) {
 		// Whoever signals the main process means the service.
-		if sig == syscall.SIGUSR2 {
-			tell(messengerRestart)
-			return
-		}
-		tell(messengerStop)
-		if !relieved && stopping == nil {
+		tell(byte(sig.(syscall.Signal)))
+		if stops(sig) && stopping == nil {
 			// The end of the main process would be that of all others.
 			stopping = time.NewTicker(systemd.PatienceTick).C
 		}
@@ -118,6 +115,9 @@ func beMessenger(successor int) error {
 		case word := <-words:
 			switch word {
 			case messengerRelieved:
+				for len(signals) > 0 {
+					pass(<-signals)
+				}
 				if err := systemd.Notify(socket, "MAINPID="+strconv.Itoa(successor)); err != nil {
 					return err
 				}
@@ -147,6 +147,8 @@ func beMessenger(successor int) error {
 		}
 	}
 }
+
+func stops(sig os.Signal) bool { return sig == syscall.SIGTERM || sig == syscall.SIGINT }
 
 // barrier waits until the manager has read all that was sent to it.
 func barrier(socket string) error {
@@ -232,13 +234,13 @@ func (m *messenger) listen(g *Generation) {
 		if _, err := m.conn.Read(b); err != nil {
 			return
 		}
-		switch b[0] {
-		case messengerRelieved:
+		switch sig := syscall.Signal(b[0]); {
+		case b[0] == messengerRelieved:
 			close(m.relieved)
-		case messengerRestart:
-			syscall.Kill(os.Getpid(), syscall.SIGUSR2)
-		case messengerStop:
-			g.stopTold()
+		case stops(sig):
+			g.stopTold() // which may have reached us by itself
+		case sig < 64:
+			syscall.Kill(os.Getpid(), sig)
 		}
 	}
 }
@@ -270,10 +272,11 @@ func (g *Generation) notifying() bool {
 }
 
 // Part is the last that this process does for its successor, the service
-// manager's main process: it lets systemd have one without interruption that is
-// its child.
+// manager's main process: it sees to it that systemd becomes that one's parent. A
+// stop that comes meanwhile finds us, or the messenger, in the service as well, and
+// so is waited for by systemd.
 func (s *Successor) Part() error {
-	if !s.g.notifying() || !isClosed(s.hello) || isClosed(s.heard) || isClosed(s.steppedDown) {
+	if !s.g.notifying() || !s.Waits() || isClosed(s.heard) || isClosed(s.steppedDown) || !parentIsSystemd() {
 		return nil
 	}
 	m, err := startMessenger(s.Pid, true)
@@ -293,6 +296,14 @@ func (s *Successor) Part() error {
 		return fmt.Errorf("successor pid %d: no answer within %v", s.Pid, partTimeout)
 	}
 	return nil
+}
+
+// parentIsSystemd reports whether our siblings are systemd's children: another
+// parent would not expect them.
+func parentIsSystemd() bool {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", os.Getppid()))
+	name := strings.TrimSpace(string(comm))
+	return err == nil && (name == "systemd" || name == "init")
 }
 
 // handed is called with the messenger that the predecessor has started.
@@ -316,6 +327,13 @@ func (g *Generation) handed(pid int, fds []int) {
 // at its main process, this one, unless main says that it is not. Until that is
 // done, other states wait.
 func (g *Generation) Adopted(main func() bool) error {
+	defer func() {
+		select {
+		case m := <-g.messengers:
+			m.conn.Close() // too late
+		default:
+		}
+	}()
 	select {
 	case m := <-g.messengers:
 		adopted, err := g.adopted(m, main)
@@ -325,7 +343,7 @@ func (g *Generation) Adopted(main func() bool) error {
 	case <-g.gone:
 	}
 	<-g.gone
-	if !g.notifying() || g.origin != Succeeded || !main() {
+	if !main() || !g.notifying() || g.origin != Succeeded {
 		return nil
 	}
 	g.orphaned(messengerTimeout)
@@ -345,7 +363,7 @@ func (g *Generation) adopted(m *messenger, main func() bool) (bool, error) {
 	go m.listen(g)
 	defer g.predecessor.send(kindParted, nil) // again, if something went wrong
 	if !main() {
-		return true, m.tell(messengerDismissed)
+		return false, m.tell(messengerDismissed)
 	}
 	if err := systemd.Notify(os.Getenv(systemd.EnvSocket), "MAINPID="+strconv.Itoa(m.pid)); err != nil {
 		return true, errors.Join(err, m.tell(messengerDismissed))

@@ -443,6 +443,13 @@ func (g *Generation) Ready() error {
 	return g.readyErr
 }
 
+// Waiting tells the predecessor that this process runs Wait.
+func (g *Generation) Waiting() {
+	if g.predecessor != nil {
+		g.predecessor.send(kindWaits, nil)
+	}
+}
+
 // StepDown tells a predecessor that still drains not to take over again when
 // we end: we are stopping, or have a successor of our own.
 func (g *Generation) StepDown(stopping bool) {

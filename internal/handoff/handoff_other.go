@@ -60,6 +60,8 @@ func (s *Successor) Signal(os.Signal)                        {}
 func (s *Successor) Failed() bool                            { return false }
 func (s *Successor) Moves() bool                             { return false }
 func (s *Successor) Part() error                             { return nil }
+func (s *Successor) Waits() bool                             { return false }
+func (g *Generation) Waiting()                               {}
 func (s *Successor) Stop()                                   {}
 func (s *Successor) Stopping() bool                          { return false }
 func (s *Successor) Status(string, bool)                     {}

@@ -32,6 +32,7 @@ const (
 	kindStop                      // predecessor: was told to stop, which is meant for the service
 	kindMessenger                 // predecessor: who stands in at its end (messengerBody, and a socket)
 	kindParted                    // successor: the predecessor may end
+	kindWaits                     // successor: runs Wait, and knows kindStop and kindMessenger
 )
 
 const (

@@ -55,6 +55,7 @@ type Successor struct {
 	exited      chan struct{} // closed when it has ended and was waited for
 	steppedDown chan struct{} // closed when it has said that it is ending itself
 	stopping    atomic.Bool   // and that it was told to
+	waits       atomic.Bool   // it runs Wait
 	parted      chan struct{} // closed when it does not need us any more, see Part
 	settled     chan struct{} // closed when it is ready, or gone
 	state       *os.ProcessState
@@ -390,6 +391,8 @@ func (s *Successor) receive() {
 			if m.decode(&b) == nil {
 				s.answered(b)
 			}
+		case kindWaits:
+			s.waits.Store(true)
 		case kindParted:
 			if !isClosed(s.parted) {
 				close(s.parted)
@@ -552,6 +555,9 @@ func (s *Successor) SteppedDown() <-chan struct{} { return s.steppedDown }
 
 // Stopping reports whether it has said that it was told to stop.
 func (s *Successor) Stopping() bool { return s.stopping.Load() }
+
+// Waits reports whether it runs Wait, and so does what Stop and Part say.
+func (s *Successor) Waits() bool { return s.waits.Load() }
 
 // Stop passes on that this process was told to stop, as the service manager's main
 // process: it is meant for the service. A successor that has heard it already does
