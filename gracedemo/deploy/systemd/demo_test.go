@@ -285,10 +285,10 @@ func (h *held) release() {
 }
 
 // finish releases the request, and checks who answers.
-func (h *held) finish(pid int) {
+func (h *held) finish(pids ...int) {
 	h.t.Helper()
 	h.release()
-	h.by(pid)
+	h.by(pids...)
 }
 
 // by waits for the answer, and fails the test if it is not from one of these

@@ -316,7 +316,7 @@ func TestSupervisedService(t *testing.T) {
 		fmt.Sprintf("exec %s -supervise \"$@\"", systemd.Program(t, "gracedemo"))))
 	d.Do("start")
 	main := d.MainPID()
-	pid := ask(t, d.addr)
+	pid, before := ask(t, d.addr), 0
 	if pid == main {
 		t.Fatalf("pid %d, the main process, answers; want a generation", pid)
 	}
@@ -326,13 +326,13 @@ func TestSupervisedService(t *testing.T) {
 		d.Do("reload")
 		next := awaitAnotherThan(t, d.addr, pid)
 		d.Await("StatusText", fmt.Sprintf("Serving with pid %d.*", next))
-		h.finish(pid)
-		pid = next
+		h.finish(pid, before)
+		pid, before = next, pid
 	}
 	// Several intervals of the watchdog.
 	h := hold(t, d.addr, "/sleep/")
 	time.AfterFunc(7*time.Second, h.release)
-	h.by(pid)
+	h.by(pid, before)
 	equal(t, d.Unit, "MainPID", strconv.Itoa(main))
 	equal(t, d.Unit, "NFileDescriptorStore", "3")
 

@@ -31,13 +31,13 @@ func TestUserManagerIsNotSignalled(t *testing.T) {
 		t.Run(kind.name, func(t *testing.T) {
 			u := user.Write(t, kind.name+".service", "[Service]\n"+kind.settings+"\nExecReload=/bin/kill -USR2 $MAINPID\n")
 			u.Do("start")
-			pid := awaitAnswer(t, addr)
+			pid, before := awaitAnswer(t, addr), 0
 			for range 2 {
 				h := hold(t, addr, "/sleep/")
 				u.Do("reload")
 				next := awaitAnotherThan(t, addr, pid)
-				h.finish(pid)
-				pid = next
+				h.finish(pid, before)
+				pid, before = next, pid
 				if kind.name != "supervised" {
 					u.Await("MainPID", strconv.Itoa(pid))
 					awaitParent(t, pid, managerPID) // when the predecessor has ended
