@@ -224,6 +224,12 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		if err := s.Part(); err != nil {
 			w.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
 		}
+		select {
+		case <-w.p.usr2: // from somebody who has just read our number
+			w.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
+			s.Signal(restartSignal)
+		default:
+		}
 		return true, drainErr
 	}
 	for {

@@ -279,6 +279,11 @@ func (s *Successor) Part() error {
 	if !s.g.notifying() || !s.Waits() || isClosed(s.heard) || isClosed(s.steppedDown) || !parentIsSystemd() {
 		return nil
 	}
+	// Signals that systemd has for the main process come to us until it has read
+	// that this is another.
+	if err := barrier(os.Getenv(systemd.EnvSocket)); err != nil {
+		return err
+	}
 	m, err := startMessenger(s.Pid, true)
 	if err != nil {
 		return err
