@@ -584,22 +584,14 @@ func TestLongStartOfASuccessorAsksForTime(t *testing.T) {
 	p.Signal(syscall.SIGUSR2)
 	reloading := m.next("RELOADING=1")
 	s.Line("^waiting")
-	time.Sleep(1800 * time.Millisecond) // the start's length is what this is about
+	// A single request for time could come before systemd counts: it begins anew
+	// when the command of ExecReload has ended.
+	for range 3 {
+		m.next(`EXTEND_TIMEOUT_USEC=\d+`)
+	}
 	faults.Clear(t, "slow")
 	ready := m.next("READY=1")
 	m.checkPatience(reloading.at, ready.at)
-
-	// A single request for time could come before systemd counts: it begins anew
-	// when the command of ExecReload has ended.
-	extensions := 0
-	for _, st := range m.all() {
-		if strings.Contains(st.text, "EXTEND_TIMEOUT_USEC=") {
-			extensions++
-		}
-	}
-	if extensions < 2 {
-		t.Errorf("asked for time %d times in 1.8 s, want it again and again", extensions)
-	}
 }
 
 // checkPatience fails the test if a manager that waits one second

@@ -138,7 +138,7 @@ type load struct {
 	t      testing.TB
 	stop   atomic.Bool
 	wg     sync.WaitGroup
-	asked  atomic.Int64
+	asked  driver.Counter
 	mu     sync.Mutex
 	pids   map[int]int
 	errors []error
@@ -159,6 +159,8 @@ func startLoad(t testing.TB, addrs ...string) *load {
 
 func (l *load) run(addr string) {
 	defer l.wg.Done()
+	pace := time.NewTicker(time.Millisecond) // a bounded load
+	defer pace.Stop()
 	for i := 0; !l.stop.Load(); i++ {
 		pid, err := l.once(addr, strconv.Itoa(i))
 		l.mu.Lock()
@@ -168,8 +170,8 @@ func (l *load) run(addr string) {
 			l.pids[pid]++
 		}
 		l.mu.Unlock()
-		l.asked.Add(1)
-		time.Sleep(time.Millisecond) // a bounded load
+		l.asked.Add()
+		<-pace.C
 	}
 }
 
@@ -189,12 +191,7 @@ func (l *load) once(addr, line string) (pid int, err error) {
 // atLeast waits until that many more questions were asked.
 func (l *load) atLeast(n int64) {
 	l.t.Helper()
-	deadline := time.Now().Add(driver.Patience)
-	for want := l.asked.Load() + n; l.asked.Load() < want; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			l.t.Fatalf("the clients got no answers for %v", driver.Patience)
-		}
-	}
+	l.asked.More(l.t, n)
 }
 
 func (l *load) end() {

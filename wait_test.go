@@ -4,7 +4,6 @@ package grace_test
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,21 +14,6 @@ import (
 
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
-
-// awaitRefused waits until connections to addr are refused.
-func awaitRefused(t testing.TB, addr string) {
-	t.Helper()
-	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(time.Millisecond) {
-		c, err := net.Dial(network(addr), addr)
-		if err != nil {
-			return
-		}
-		c.Close()
-		if time.Now().After(deadline) {
-			t.Fatalf("%s still accepts after %v", addr, driver.Patience)
-		}
-	}
-}
 
 func TestStopWaitsForOpenConnections(t *testing.T) {
 	t.Parallel()
@@ -44,8 +28,8 @@ func TestStopWaitsForOpenConnections(t *testing.T) {
 				two.servedBy(p)
 				p.Signal(sig)
 				// All listeners are closed, though the first still waits.
-				awaitRefused(t, p.Addrs[0])
-				awaitRefused(t, p.Addrs[1])
+				driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
+				driver.AwaitRefused(t, network(p.Addrs[1]), p.Addrs[1])
 				one.servedBy(p)
 				two.servedBy(p)
 				one.Close()
@@ -117,7 +101,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 			p := s.Ready(1)
 			dial(t, p.Addrs[0]).servedBy(p)
 			p.Signal(signals[0])
-			awaitRefused(t, p.Addrs[0])
+			driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
 			p.Signal(signals[1])
 			status := p.Wait()
 			if status == nil || !status.Signaled() || status.Signal() != signals[1] {
@@ -284,7 +268,7 @@ func TestRestartSignalWhileStoppingIsAnsweredInTheLog(t *testing.T) {
 	held := dial(t, p.Addrs[0])
 	held.servedBy(p)
 	p.Signal(syscall.SIGTERM)
-	awaitRefused(t, p.Addrs[0])
+	driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
 	p.Signal(syscall.SIGUSR2)
 	s.Line(fmt.Sprintf(`restart signal ignored: pid %d is stopping`, p.Pid))
 	held.Close()
@@ -311,7 +295,7 @@ func TestStopWhileASuccessorStartsEndsBoth(t *testing.T) {
 				first.WaitExit(0)
 				s.Started(2).Wait()
 				s.WaitEnd()
-				awaitRefused(t, first.Addrs[0])
+				driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
 			})
 		}
 	}
@@ -383,7 +367,7 @@ func TestStopAfterTakingBackRemovesTheUnixPath(t *testing.T) {
 	first.Signal(syscall.SIGUSR2)
 	s.Line(`serving again with pid`)
 	first.Signal(syscall.SIGTERM)
-	awaitRefused(t, path)
+	driver.AwaitRefused(t, network(path), path)
 	held.Close()
 	first.WaitExit(0)
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
@@ -690,7 +674,7 @@ func TestStopAroundReadiness(t *testing.T) {
 				select {
 				case <-second.Exited():
 					s.WaitEnd()
-					awaitRefused(t, first.Addrs[0])
+					driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
 					return
 				case <-time.After(time.Millisecond):
 				}

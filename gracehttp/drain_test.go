@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -59,11 +60,10 @@ func connect(t *testing.T, g *generation) *client {
 func (g *generation) begin(t *testing.T, to *handoff.Successor) (drained <-chan error, cancel func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	done := make(chan error, 1)
+	done, begun := make(chan error, 1), make(chan bool)
+	OnDrain(sync.OnceFunc(func() { close(begun) }))(g.app)
 	go func() { done <- g.Drain(ctx, to) }()
-	for g.draining.Load() == nil {
-		time.Sleep(100 * time.Microsecond)
-	}
+	within(t, begun, "the drain to begin")
 	return done, cancel
 }
 
@@ -308,7 +308,6 @@ func TestIdleConnectionsStayForTheGrace(t *testing.T) {
 			}
 			start := time.Now()
 			drained, _ := g.begin(t, handOver)
-			time.Sleep(grace / 5)
 			used.send(get)
 			used.expect("server / 0")
 			idle.expectEnd()
@@ -330,25 +329,33 @@ func TestGraceBeginsWithTheAnswer(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			begun, release := make(chan bool), make(chan bool)
+			begun, release, waits := make(chan bool), make(chan bool), make(chan bool, 10)
 			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/slow" {
 					begun <- true
 					<-release
 				}
 				fmt.Fprint(w, "done")
-			})}
+			}), ConnState: func(_ net.Conn, state http.ConnState) {
+				if state == http.StateIdle {
+					waits <- true
+				}
+			}}
 			g := serveKind(t, kind, srv, grace)
-			c := connect(t, g)
+			idle, c := connect(t, g), connect(t, g)
+			idle.send(get)
+			idle.expect("done")
+			within(t, waits, "the first connection to be idle")
 			c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 			within(t, begun, "the request")
 			g.begin(t, handOver)
-			time.Sleep(grace + grace/10)
+			idle.expectEnd() // since the grace that began with the drain is over
 			close(release)
 			if resp := c.expect("done"); resp.Close {
 				t.Skip("the client was told")
 			}
-			time.Sleep(grace / 5)
+			within(t, waits, "the connection to be idle")
+			g.kickAndLook(g.draining.Load())
 			c.send(get)
 			c.expect("done")
 		})
@@ -368,11 +375,13 @@ func TestHalfARequestIsWaitedFor(t *testing.T) {
 				t.Run(fmt.Sprintf("%s handOver=%v half=%q", kind, to != nil, half), func(t *testing.T) {
 					t.Parallel()
 					g := serveKind(t, kind, &http.Server{Handler: named("server")}, 20*time.Millisecond)
-					c := connect(t, g)
+					c, idle := connect(t, g), connect(t, g)
 					c.send(get + half)
 					c.expect("server / 0")
+					idle.send(get)
+					idle.expect("server / 0")
 					g.begin(t, to)
-					time.Sleep(60 * time.Millisecond) // longer than the grace
+					idle.expectEnd() // the grace is over
 					c.send(strings.TrimPrefix(get, half))
 					c.expect("server / 0")
 				})
@@ -798,12 +807,13 @@ func TestDrainCalledOffLeavesConnectionsAlone(t *testing.T) {
 			busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 			within(t, begun, "the slow request")
 			drained, cancel := g.begin(t, handOver)
+			d := g.draining.Load()
 			cancel()
 			if err := within(t, drained, "the drain's end"); !errors.Is(err, context.Canceled) {
 				t.Errorf("Drain: %v, want that it was called off", err)
 			}
 			g.Resume()
-			time.Sleep(3 * grace)
+			g.kickAndLook(d) // as its timer does
 			close(release)
 			busy.expect("done")
 			for _, c := range []*client{idle, busy, connect(t, g)} {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -148,6 +149,21 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 	return d
 }
 
+// kickAndLook makes every idle connection look whether a drain wants its end, and
+// waits until all have.
+func (g *generation) kickAndLook(d *drain) {
+	entries := g.gate.Entries()
+	d.kickAll()
+	for _, e := range entries {
+		c := e.Conn.(*conn)
+		for looked := false; !looked; runtime.Gosched() {
+			c.mu.Lock()
+			looked = !c.kicked.Load() || c.gone
+			c.mu.Unlock()
+		}
+	}
+}
+
 // waitEmpty waits until no connection is left, in the book or in the count.
 func (g *generation) waitEmpty(t *testing.T) {
 	t.Helper()
@@ -155,8 +171,11 @@ func (g *generation) waitEmpty(t *testing.T) {
 	defer cancel()
 	err := g.gate.Wait(ctx)
 	for err == nil && g.http1.Load() != 0 {
-		time.Sleep(time.Millisecond) // it is counted out right after it has left the book
-		err = ctx.Err()
+		select {
+		case <-g.changed: // it is counted out right after it has left the book
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 	}
 	if err != nil {
 		open, _ := g.Active()

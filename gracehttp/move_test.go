@@ -168,7 +168,9 @@ func TestMovedConnectionOutlivesReadTimeouts(t *testing.T) {
 			used.expect("predecessor / 0")
 			a.moveTo(t, b)
 			a.waitEmpty(t)
-			time.Sleep(timeout + timeout/5)
+			slow := connect(t, b)
+			slow.send("GET / HTTP/1.1\r\n")
+			slow.expectEnd() // the timeout is over for all that have been there before
 			for _, c := range []*client{used, fresh} {
 				c.send(get)
 				c.expect("successor / 0")
@@ -247,7 +249,7 @@ func TestHandlersDeadlineHoldsInADrain(t *testing.T) {
 }
 
 // refuse begins a drain to a successor that takes no connection of g.
-func (g *generation) refuse(t *testing.T) {
+func (g *generation) refuse(t *testing.T) *drain {
 	d := &drain{server: g.server}
 	d.begin()
 	d.mover = newMover(g.server, handOver, d.refused)
@@ -261,6 +263,7 @@ func (g *generation) refuse(t *testing.T) {
 	g.draining.Store(d)
 	go d.mover.run(ctx)
 	d.kickAll()
+	return d
 }
 
 func TestRefusedConnectionsAreServedOn(t *testing.T) {
@@ -277,14 +280,16 @@ func TestRefusedConnectionsAreServedOn(t *testing.T) {
 	c := connect(t, g)
 	c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 	within(t, begun, "the slow request")
-	g.refuse(t)
+	d := g.refuse(t)
 	// The refusal comes late: the first connection is offered now.
-	time.Sleep(grace + grace/10)
+	before := time.Now().Add(-2 * grace)
+	d.since.Store(&before)
 	close(release)
 	if resp := c.expect("done"); resp.Close {
 		t.Error("the answer says Connection: close before the refusal")
 	}
-	time.Sleep(grace / 5)
+	within(t, d.mover.done, "the refusal")
+	g.kickAndLook(d)
 	c.send(get)
 	if resp := c.expect("done"); !resp.Close {
 		t.Error("the answer after the refusal does not say Connection: close")

@@ -290,12 +290,14 @@ func TestNothingIsLostOverRestarts(t *testing.T) {
 				p = next
 			}
 			// A new one is asked for while the old one has hardly begun.
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
 			for range 50 {
 				newest, err := os.FindProcess(s.Ready(s.Count("^ready ")).Pid)
 				if err == nil {
 					newest.Signal(syscall.SIGUSR2) // which fails if it is not the newest any more, and has ended
 				}
-				time.Sleep(5 * time.Millisecond)
+				<-pace.C
 			}
 			load.More(200)
 			t.Logf("%d requests", load.NothingLost())
@@ -376,7 +378,7 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 			s := startSite(t, protocol, "")
 			var wg sync.WaitGroup
 			var stop atomic.Bool
-			var requests atomic.Int64
+			var requests driver.Counter
 			visitors := make([]*visitor, clients)
 			for i := range visitors {
 				v := s.visitor(nil)
@@ -384,22 +386,22 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 				wg.Add(1)
 				go func() {
 					defer wg.Done()
+					pauses := time.NewTicker(20 * time.Millisecond)
+					defer pauses.Stop()
 					for n := 0; !stop.Load(); n++ {
 						if _, err := v.visit(strings.Repeat("b", n%4*3000)); err != nil {
 							t.Errorf("client %d: %v", i, err)
 						}
-						requests.Add(1)
+						requests.Add()
 						if i%2 == 1 {
-							time.Sleep(20 * time.Millisecond) // idle in between
+							<-pauses.C // idle in between
 						}
 					}
 				}()
 			}
 			p := s.first
 			for n := range restarts {
-				for want := requests.Load() + 50; requests.Load() < want; {
-					time.Sleep(time.Millisecond)
-				}
+				requests.More(t, 50)
 				p.Signal(syscall.SIGUSR2)
 				next := s.Ready(n + 2)
 				p.WaitExit(0)

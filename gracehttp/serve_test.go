@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // A program that was written for facebookgo/grace compiles.
@@ -103,10 +105,7 @@ func TestFailedStartLeavesNothingListening(t *testing.T) {
 		if err == nil || !test.want(err) || !strings.Contains(err.Error(), strings.TrimPrefix(test.last.Addr, "unix:")) {
 			t.Errorf("%s: Serve: %v", test.name, err)
 		}
-		if c, err := net.Dial("tcp", first); err == nil {
-			c.Close()
-			t.Errorf("%s: the first server's address is still listened on", test.name)
-		}
+		driver.AwaitRefused(t, "tcp", first)
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: the unix socket's file is still there", test.name)
 		}
@@ -228,10 +227,7 @@ func TestServeReturnsNilAfterASignal(t *testing.T) {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the unix socket's file is still there: %v", err)
 		}
-		if c, err := net.Dial("tcp", s.addrs[0]); err == nil {
-			c.Close()
-			t.Error("the address is still listened on")
-		}
+		driver.AwaitRefused(t, "tcp", s.addrs[0])
 		for _, want := range []string{
 			fmt.Sprintf("Serving %s, %s with pid %d.", s.addrs[0], s.addrs[1], os.Getpid()),
 			fmt.Sprintf("%v: stopping pid %d", sig, os.Getpid()),

@@ -66,17 +66,14 @@ func copyFile(t *testing.T, to, from string) {
 // serving waits until the demo answers.
 func serving(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(10 * time.Millisecond) {
+	driver.Eventually(t, "the demo to answer", func() bool {
 		resp, err := http.Get("http://" + address + path)
 		if err == nil {
 			resp.Body.Close()
 			http.DefaultClient.CloseIdleConnections()
-			return
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the demo does not answer: %v", err)
-		}
-	}
+		return err == nil
+	})
 }
 
 // slowly sends a request that takes two seconds. The returned function waits for

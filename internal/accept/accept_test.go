@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -510,7 +511,7 @@ func TestNoConnectionIsLostOrUncountedBetweenPauses(t *testing.T) {
 				}
 			}
 			g.Resume()
-			time.Sleep(100 * time.Microsecond)
+			runtime.Gosched()
 		}
 	}()
 	for range clients {
@@ -579,7 +580,7 @@ func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
 					case g.isClosed():
 						return
 					default: // End; Resume follows
-						time.Sleep(50 * time.Microsecond)
+						runtime.Gosched()
 					}
 				}
 			}()

@@ -11,11 +11,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // patience is how long anything may take that must not take forever.
@@ -103,21 +106,21 @@ func checkLeaks(t *testing.T) {
 	before := listDescriptors()
 	t.Cleanup(func() {
 		t.Helper()
-		for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-			after := listDescriptors()
+		var after map[string]string
+		defer func() {
+			if len(after) > 0 {
+				t.Errorf("descriptors were left open: %v", after)
+			}
+		}()
+		driver.Eventually(t, "descriptors to be closed", func() bool {
+			after = listDescriptors()
 			for fd, target := range before {
 				if after[fd] == target {
 					delete(after, fd)
 				}
 			}
-			if len(after) == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Errorf("descriptors were left open: %v", after)
-				return
-			}
-		}
+			return len(after) == 0
+		})
 	})
 }
 
@@ -529,7 +532,7 @@ func TestLentDescriptorsStayOpenMeanwhile(t *testing.T) {
 			if time.Now().After(deadline) {
 				return errors.New("Close does not begin")
 			}
-			time.Sleep(100 * time.Microsecond)
+			runtime.Gosched()
 		}
 		var st syscall.Stat_t
 		return syscall.Fstat(fds[0], &st)

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
@@ -107,17 +108,6 @@ func (d *demo) useTestServer(args ...string) {
 	d.held = "/echo"
 }
 
-// awaitLog waits until the service has logged something.
-func (d *demo) awaitLog(text string) {
-	d.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if strings.Contains(d.Journal(), text) {
-			return
-		}
-	}
-	d.t.Fatalf("the service has not logged %q", text)
-}
-
 // reload reloads, and waits for the new main process.
 func (d *demo) reload() (pid int) {
 	d.t.Helper()
@@ -136,14 +126,10 @@ func awaitNewMain(t *testing.T, u *systemd.Unit, old int) (pid int) {
 // awaitStatus waits until systemctl status shows all of it.
 func awaitStatus(t *testing.T, u *systemd.Unit, want ...string) {
 	t.Helper()
-	var status string
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
-		status = u.Systemctl("status")
-		if !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(status, s) }) {
-			return
-		}
-	}
-	t.Fatalf("systemctl status does not show %q:\n%s", want, status)
+	driver.Eventually(t, fmt.Sprintf("systemctl status to show %q", want), func() bool {
+		status := u.Systemctl("status")
+		return !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(status, s) })
+	})
 }
 
 // awaitAnotherThan waits until a new process answers.

@@ -113,7 +113,7 @@ func TestSuccessorThatDiesYoungIsRolledBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Do("reload")
-	d.awaitLog("serving again")
+	d.AwaitLog("serving again")
 	if err := os.Remove(fault); err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestSuccessorThatDiesLaterIsRolledBack(t *testing.T) {
 	if err := syscall.Kill(d.reload(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	d.awaitLog("serving again")
+	d.AwaitLog("serving again")
 	h.finish(old)
 	d.rolledBack(old)
 }

@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
@@ -77,32 +77,30 @@ func awaitAnswer(t *testing.T, addr string) (pid int) {
 	t.Helper()
 	c := newClient(addr)
 	defer c.CloseIdleConnections()
-	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if pid, err = c.sleep(0); err == nil {
-			return pid
-		}
-	}
-	t.Fatal(err)
-	return 0
+	driver.Eventually(t, addr+" to answer", func() (answers bool) {
+		var err error
+		pid, err = c.sleep(0)
+		return err == nil
+	})
+	return pid
 }
 
-// awaitParent waits until a process has this parent.
+// awaitParent waits until a process's parents have ended but for this one.
 func awaitParent(t *testing.T, pid, want int) {
 	t.Helper()
-	var ppid int
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, rest, _ := strings.Cut(string(b), ") ")
-		if fields := strings.Fields(rest); len(fields) > 1 {
-			ppid, _ = strconv.Atoi(fields[1])
-		}
-		if ppid == want {
+		ppid, _ := strconv.Atoi(strings.Fields(rest)[1])
+		switch ppid {
+		case want:
 			return
+		case 0, 1:
+			t.Fatalf("the parent of pid %d is pid %d, want pid %d", pid, ppid, want)
 		}
+		driver.AwaitEnd(ppid)
 	}
-	t.Fatalf("the parent of pid %d is pid %d, want pid %d", pid, ppid, want)
 }

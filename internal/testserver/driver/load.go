@@ -22,7 +22,7 @@ type Load struct {
 	tb       testing.TB
 	stop     chan struct{}
 	clients  sync.WaitGroup
-	requests atomic.Int64
+	requests Counter
 	dials    atomic.Int64 // of the clients that keep their connection
 
 	mu   sync.Mutex // guards what follows
@@ -75,7 +75,6 @@ func (l *Load) run(i int, addr, request string) {
 		if err == nil {
 			pid, err = exchange(c, in, request+"\r\n")
 		}
-		l.requests.Add(1)
 		l.mu.Lock()
 		if err != nil {
 			l.lost = append(l.lost, fmt.Errorf("client %d: %w", i, err))
@@ -83,6 +82,7 @@ func (l *Load) run(i int, addr, request string) {
 			l.pids[pid]++
 		}
 		l.mu.Unlock()
+		l.requests.Add()
 		if c != nil && (err != nil || !keep) {
 			c.Close()
 			c = nil
@@ -133,25 +133,13 @@ func network(addr string) string {
 // More waits until the clients have sent n more requests.
 func (l *Load) More(n int) {
 	l.tb.Helper()
-	timeout := time.Now().Add(Patience)
-	for want := l.requests.Load() + int64(n); l.requests.Load() < want; time.Sleep(time.Millisecond) {
-		if time.Now().After(timeout) {
-			l.tb.Fatalf("the clients got no answers for %v", Patience)
-		}
-	}
+	l.requests.More(l.tb, int64(n))
 }
 
-// Await waits until a process answers that has not answered before, and returns
-// how many have by now.
+// Await waits until so many processes have answered.
 func (l *Load) Await(processes int) {
 	l.tb.Helper()
-	timeout := time.Now().Add(Patience)
-	for l.Processes() < processes {
-		if time.Now().After(timeout) {
-			l.tb.Fatalf("after %v %d processes have answered, want %d", Patience, l.Processes(), processes)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	l.requests.Until(l.tb, fmt.Sprintf("%d processes to have answered", processes), func() bool { return l.Processes() >= processes })
 }
 
 // Processes returns how many processes have answered.

@@ -3,11 +3,11 @@
 package driver
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 )
 
 // A Terminal is one in which a person could sit.
@@ -76,11 +76,7 @@ func (t *Terminal) Screen() string {
 // See waits until the terminal shows a text.
 func (t *Terminal) See(text string) {
 	t.tb.Helper()
-	for deadline := time.Now().Add(Patience); !strings.Contains(t.Screen(), text); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.tb.Fatalf("waited %v for the terminal to show %q", Patience, text)
-		}
-	}
+	Eventually(t.tb, fmt.Sprintf("the terminal to show %q", text), func() bool { return strings.Contains(t.Screen(), text) })
 }
 
 // Close closes the terminal, as who clicks its window away.

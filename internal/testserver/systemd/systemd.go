@@ -29,7 +29,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 //go:embed box
@@ -206,6 +205,3 @@ var install = sync.OnceValue(func() error {
 	}
 	return err
 })
-
-// patience is how long anything may take.
-const patience = 30 * time.Second

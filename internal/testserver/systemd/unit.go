@@ -3,6 +3,7 @@
 package systemd
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // A Manager is a systemd.
@@ -143,12 +146,12 @@ func (u *Unit) Kill(signal string) {
 // main process for a moment only, which Get waits out.
 func (u *Unit) Get(property string) string {
 	u.tb.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		value := u.Systemctl("show", "--value", "--property="+property)
-		if property != "MainPID" || !isMessenger(value) || time.Now().After(end) {
-			return value
-		}
-	}
+	var value string
+	driver.Eventually(u.tb, u.Name+" to have a main process that serves", func() bool {
+		value = u.Systemctl("show", "--value", "--property="+property)
+		return property != "MainPID" || !isMessenger(value)
+	})
+	return value
 }
 
 // isMessenger reports whether a process is a messenger, or was one and is gone.
@@ -172,25 +175,54 @@ func (u *Unit) Await(property, pattern string) string {
 	u.tb.Helper()
 	expr := regexp.MustCompile("^(?:" + pattern + ")$")
 	var is string
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
-		if is = u.Get(property); expr.MatchString(is) {
-			return is
+	defer func() {
+		if u.tb.Failed() {
+			u.tb.Logf("%s is %q", property, is)
 		}
-	}
-	u.tb.Fatalf("%s of %s is %q after %v, want %q", property, u.Name, is, patience, pattern)
-	return ""
+	}()
+	driver.Eventually(u.tb, fmt.Sprintf("%s of %s to be %q", property, u.Name, pattern), func() bool {
+		is = u.Get(property)
+		return expr.MatchString(is)
+	})
+	return is
 }
 
 // Journal returns what the unit has logged since it was installed, and systemd
 // about it.
 func (u *Unit) Journal() string {
 	exec.Command("journalctl", "--sync").Run()
-	// journald takes a user's services in the box for that manager's own lines.
-	out, err := exec.Command("journalctl", "--no-pager", "--quiet", "--output=short-precise",
-		fmt.Sprintf("--since=@%d.%06d", u.since.Unix(), u.since.Nanosecond()/1000),
-		"UNIT="+u.Name, "+", "_SYSTEMD_UNIT="+u.Name, "+", "USER_UNIT="+u.Name).CombinedOutput()
+	out, err := u.journalctl().CombinedOutput()
 	if err != nil {
 		u.tb.Errorf("journalctl: %v", err)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// AwaitLog waits until a line with this text is among it.
+func (u *Unit) AwaitLog(text string) {
+	u.tb.Helper()
+	cmd := u.journalctl("--follow", "--lines=all")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		u.tb.Fatalf("journalctl: %v", err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	defer time.AfterFunc(driver.Patience, func() { cmd.Process.Kill() }).Stop()
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.Contains(lines.Text(), text) {
+			return
+		}
+	}
+	u.tb.Fatalf("%s has not logged %q within %v", u.Name, text, driver.Patience)
+}
+
+func (u *Unit) journalctl(flags ...string) *exec.Cmd {
+	// journald takes a user's services in the box for that manager's own lines.
+	return exec.Command("journalctl", slices.Concat(flags, []string{"--no-pager", "--quiet", "--output=short-precise",
+		fmt.Sprintf("--since=@%d.%06d", u.since.Unix(), u.since.Nanosecond()/1000),
+		"UNIT=" + u.Name, "+", "_SYSTEMD_UNIT=" + u.Name, "+", "USER_UNIT=" + u.Name})...)
 }

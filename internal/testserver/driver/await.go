@@ -1,0 +1,92 @@
+//go:build unix
+
+package driver
+
+import (
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A Counter counts what happens, and wakes those that wait for it. The zero value
+// is ready.
+type Counter struct {
+	mu      sync.Mutex
+	n       int64
+	changed chan struct{} // closed when n changes; nil: nobody waits
+}
+
+// Add counts one more.
+func (c *Counter) Add() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	if c.changed != nil {
+		close(c.changed)
+		c.changed = nil
+	}
+}
+
+// Load returns how many there were.
+func (c *Counter) Load() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+// More waits until it has counted n more.
+func (c *Counter) More(tb testing.TB, n int64) {
+	tb.Helper()
+	want := c.Load() + n
+	c.Until(tb, "the clients to get answers", func() bool { return c.Load() >= want })
+}
+
+// Until waits until something is so, and looks each time that something is
+// counted.
+func (c *Counter) Until(tb testing.TB, what string, is func() bool) {
+	tb.Helper()
+	timer := time.NewTimer(Patience)
+	defer timer.Stop()
+	for {
+		c.mu.Lock()
+		if c.changed == nil {
+			c.changed = make(chan struct{})
+		}
+		changed := c.changed
+		c.mu.Unlock()
+		if is() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			tb.Fatalf("waited %v for %s", Patience, what)
+		}
+	}
+}
+
+// Eventually waits until something is so that nobody tells: another program's
+// state, or that connections are refused. It has to look again and again.
+func Eventually(tb testing.TB, what string, is func() bool) {
+	tb.Helper()
+	for deadline := time.Now().Add(Patience); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			tb.Fatalf("waited %v for %s", Patience, what)
+		}
+	}
+}
+
+// AwaitRefused waits until connections to an address are refused. That can be a
+// moment after its last listener was closed: a process that is just being started
+// has copies of its parent's descriptors until it runs its own program.
+func AwaitRefused(tb testing.TB, network, addr string) {
+	tb.Helper()
+	Eventually(tb, "connections to "+addr+" to be refused", func() bool {
+		c, err := net.Dial(network, addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+}
