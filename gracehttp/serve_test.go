@@ -75,7 +75,8 @@ func freeAddr(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	l.Close()
+	driver.AwaitRefused(t, "tcp", l.Addr().String())
 	return l.Addr().String()
 }
 
