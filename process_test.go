@@ -751,6 +751,26 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 	}
 }
 
+// What makes a process a messenger is the socket, not the variable alone: whoever
+// has it by mistake serves.
+func TestLeakedMessengerVariableIsIgnored(t *testing.T) {
+	t.Parallel()
+	f, _ := listeningFile(t)
+	for name, files := range map[string][]*os.File{"no descriptor": nil, "a listening socket": {f}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := driver.Command{Args: tcp(), ExtraFiles: files, Env: []string{"GRACE_MESSENGER=1"}}.Start(t)
+			server := s.Ready(1)
+			c := dial(t, server.Addrs[0])
+			c.servedBy(server)
+			if env := announcements(c.child().Env); len(env) > 0 {
+				t.Errorf("a child of the server finds the variables %v", env)
+			}
+			c.Close()
+		})
+	}
+}
+
 // Under a subreaper, a container's init or a user's systemd, the parent is a
 // stranger, whatever the environment says.
 func TestParentThatIsAStrangerGetsNoSignal(t *testing.T) {

@@ -84,7 +84,6 @@ func (w *waiter) run() error {
 				continue // s arrives on w.ready
 			}
 			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
-			w.told = time.Now()
 			return w.stop()
 
 		case err := <-w.failed:
@@ -93,12 +92,10 @@ func (w *waiter) run() error {
 
 		case <-w.g.ToldToStop():
 			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
-			w.told = time.Now()
 			return w.stop()
 
 		case <-w.g.Unsupervised():
 			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
-			w.told = time.Now()
 			return w.stop()
 
 		case s := <-w.ready:
@@ -306,9 +303,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		case <-toldToStop:
 			toldToStop = nil
 			told, w.told = true, time.Now()
-			if s.Waits() {
-				s.Stop()
-			}
+			s.Stop()
 			if drained == nil && !last() {
 				return end()
 			}

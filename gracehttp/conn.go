@@ -33,7 +33,7 @@ type conn struct {
 	mu       sync.Mutex   // guards armed and the last group, and lets kicked become true only while idle
 	deadline atomic.Int64 // for reads, as net/http wants it: see packTime
 	idle     atomic.Bool  // between requests: no byte of the next one has been read
-	fresh    atomic.Bool  // no request has been read yet
+	fresh    atomic.Bool  // no request has been read yet, or it is HTTP/2
 	kicked   atomic.Bool  // the next, or waiting, Read must look whether to end
 	largest  uint16       // for whoever reads: what a Read between requests has asked for
 	preface  int8         // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another

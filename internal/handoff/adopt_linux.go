@@ -60,8 +60,13 @@ const (
 var _ = runMessenger()
 
 func runMessenger() struct{} {
-	successor, err := strconv.Atoi(os.Getenv(envMessenger))
-	if err != nil {
+	value, set := os.LookupEnv(envMessenger)
+	if !set {
+		return struct{}{}
+	}
+	successor, err := strconv.Atoi(value)
+	if err != nil || !isPaired(messengerFD) {
+		os.Unsetenv(envMessenger) // it leaked to us
 		return struct{}{}
 	}
 	if err := beMessenger(successor); err != nil {
@@ -70,6 +75,14 @@ func runMessenger() struct{} {
 	}
 	os.Exit(0)
 	return struct{}{}
+}
+
+// isPaired reports whether a descriptor is an end of a socket pair, or at least a
+// unix socket that is connected.
+func isPaired(fd int) bool {
+	peer, err := syscall.Getpeername(fd)
+	_, ok := peer.(*syscall.SockaddrUnix)
+	return err == nil && ok
 }
 
 func beMessenger(successor int) error {

@@ -561,9 +561,9 @@ func (s *Successor) Waits() bool { return s.waits.Load() }
 
 // Stop passes on that this process was told to stop, as the service manager's main
 // process: it is meant for the service. A successor that has heard it already does
-// nothing.
+// nothing, nor does one that does not run Wait.
 func (s *Successor) Stop() {
-	if isClosed(s.hello) {
+	if s.Waits() {
 		s.control.send(kindStop, nil)
 	}
 }
