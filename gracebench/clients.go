@@ -334,7 +334,7 @@ func (u *user) run(ctx context.Context, t *target) {
 		t.answered(a.pid, end)
 		u.remotes[a.remote] = true
 		if q.wait == 0 {
-			u.times.add(a.sent, end, time.Duration(t.lastSignal.Load()))
+			u.times.add(a.sent, end, time.Duration(t.lastSignal.Load()), time.Duration(t.lastGone.Load()))
 		}
 	}
 }

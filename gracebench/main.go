@@ -22,12 +22,13 @@
 //     "Connection: close" or when its connection is closed while it pauses; that alone loses nothing. Behind a proxy,
 //     the proxy's new connections to the server are counted (by the addresses that the server sees), not the clients'.
 //   - resumed: the share of new TLS connections that continued an earlier session.
-//   - before, during, after: p50/p99/max of the time from the last byte of a request to the end of its answer, with the
-//     time for connecting if there was no connection. During are the requests that were under way at some time in the
-//     200 ms after a restart's signal; before are those answered before the first signal; after are all the others.
-//     Requests for which the handler waits are left out.
-//   - p99 ratio: the 99th percentile during restarts, as a multiple of that of all other requests. A new process needs
-//     a processor for some milliseconds to start: where the clients leave none idle, that is what the ratio shows.
+//   - before, during, drain, after: p50/p99/max of the time from the last byte of a request to the end of its answer,
+//     with the time for connecting if there was no connection. Before are the requests answered before the first signal;
+//     during are those under way at some time in the 200 ms after a restart's signal; drain are those that came later
+//     while the old process was still there; after are all the others. Requests for which the handler waits are left out.
+//   - p99 ratio: the 99th percentile of those during restarts, or in drains, whichever is worse, as a multiple of that
+//     before and after. A new process needs a processor for some milliseconds to start: where the clients leave none
+//     idle, that is what the ratio shows.
 //   - first answer: from the signal to the first answer by the new process, p50/max.
 //   - old gone: from the signal to the end of the old process, p50/max; and from the old one's last answer to its end.
 //

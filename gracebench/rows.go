@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -154,8 +153,8 @@ type row struct {
 	Limit    int            // of NewConns; -1 is none
 	Resumed  string         `json:",omitempty"` // of new TLS connections
 
-	Before, During, After summary
-	DuringP99             float64 // during, as a multiple of that of all other requests
+	Before, During, Drain, After summary
+	Ratio                        float64 // of p99, see phases
 
 	FirstAnswer summary // after the signal
 	Gone        summary // after the signal
@@ -299,10 +298,8 @@ func (r *row) addUsers(users []*user) {
 	if r.Lost > 0 {
 		r.fail("%d requests lost", r.Lost)
 	}
-	r.Before, r.During, r.After = summarize(all.before), summarize(all.during), summarize(all.after)
-	if steady := summarize(slices.Concat(all.before, all.after)).P99; steady > 0 {
-		r.DuringP99 = float64(r.During.P99 / steady)
-	}
+	r.Ratio = all.ratio()
+	r.Before, r.During, r.Drain, r.After = summarize(all.before), summarize(all.during), summarize(all.drain), summarize(all.after)
 }
 
 func (r *row) addRestarts(restarts []restart) {
@@ -397,6 +394,7 @@ func restartRapidly(ctx context.Context, cfg config, t *target, r *row) (restart
 		r.fail("%v", err)
 		return nil, signals
 	}
+	t.lastGone.Store(int64(now()))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, g := range t.order {

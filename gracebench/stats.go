@@ -11,19 +11,21 @@ const during = 200 * time.Millisecond
 
 // phases are response times, by when the requests were under way.
 type phases struct {
-	before, during, after []time.Duration
+	before, during, drain, after []time.Duration
 }
 
-// add records a request that began and ended at these times, given the time of the last restart's signal (0 before the
-// first). Only the last one matters: a request that was under way after an earlier signal and still is after this one
-// was so during both restarts.
-func (p *phases) add(began, ended, signal time.Duration) {
+// add records a request that began and ended at these times, given those of the last restart's signal and of the last
+// end of an old process that was waited for (0 before the first). Only the last signal matters: a request that was under
+// way after an earlier one and still is after this one was so during both restarts.
+func (p *phases) add(began, ended, signal, gone time.Duration) {
 	took := ended - began
 	switch {
 	case signal == 0 || ended < signal:
 		p.before = append(p.before, took)
 	case began <= signal+during:
 		p.during = append(p.during, took)
+	case gone < signal || began <= gone:
+		p.drain = append(p.drain, took)
 	default:
 		p.after = append(p.after, took)
 	}
@@ -32,7 +34,25 @@ func (p *phases) add(began, ended, signal time.Duration) {
 func (p *phases) merge(q phases) {
 	p.before = append(p.before, q.before...)
 	p.during = append(p.during, q.during...)
+	p.drain = append(p.drain, q.drain...)
 	p.after = append(p.after, q.after...)
+}
+
+// enough is how many requests a percentile is taken of, at least, to be compared.
+const enough = 1000
+
+// ratio is the 99th percentile of the requests during restarts, or of those during the drains that came after, whichever
+// is worse, as a multiple of that of all requests before and after.
+func (p *phases) ratio() float64 {
+	steady := summarize(slices.Concat(p.before, p.after)).P99
+	if steady == 0 {
+		return 0
+	}
+	worse := summarize(p.during).P99
+	if len(p.drain) >= enough {
+		worse = max(worse, summarize(p.drain).P99)
+	}
+	return float64(worse / steady)
 }
 
 // summary is what is shown of many durations.

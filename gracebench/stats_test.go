@@ -34,23 +34,45 @@ func TestPercentileIsAMeasuredValue(t *testing.T) {
 }
 
 func TestPhaseOfARequest(t *testing.T) {
-	const signal = time.Second
+	const signal, gone = time.Second, 2 * time.Second
 	for _, test := range []struct {
-		name                 string
-		began, ended, signal time.Duration
-		want                 string
+		name                       string
+		began, ended, signal, gone time.Duration
+		want                       string
 	}{
-		{"no restart yet", 1, 2, 0, "before"},
-		{"ended just before the signal was noted", signal - 2, signal - 1, signal, "before"},
-		{"under way at the signal", signal - 1, signal + 1, signal, "during"},
-		{"began during the restart and took long", signal + during, signal + time.Minute, signal, "during"},
-		{"began later", signal + during + 1, signal + during + 2, signal, "after"},
+		{"no restart yet", 1, 2, 0, 0, "before"},
+		{"ended just before the signal was noted", signal - 2, signal - 1, signal, 0, "before"},
+		{"under way at the signal", signal - 1, signal + 1, signal, 0, "during"},
+		{"began during the restart and took long", signal + during, signal + time.Minute, signal, gone, "during"},
+		{"the old process ended soon", signal + during, signal + during + 1, signal, signal + 1, "during"},
+		{"the old process was there", signal + during + 1, signal + during + 2, signal, 0, "drain"},
+		{"the one before has ended", signal + during + 1, signal + during + 2, signal, signal - 1, "drain"},
+		{"the old process was still there", gone - 1, gone + 1, signal, gone, "drain"},
+		{"began later", gone + 1, gone + 2, signal, gone, "after"},
 	} {
 		var p phases
-		p.add(test.began, test.ended, test.signal)
-		got := map[string]int{"before": len(p.before), "during": len(p.during), "after": len(p.after)}
-		if got[test.want] != 1 || got["before"]+got["during"]+got["after"] != 1 {
+		p.add(test.began, test.ended, test.signal, test.gone)
+		got := map[string]int{"before": len(p.before), "during": len(p.during), "drain": len(p.drain), "after": len(p.after)}
+		if got[test.want] != 1 || got["before"]+got["during"]+got["drain"]+got["after"] != 1 {
 			t.Errorf("%s: counted as %v, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+func TestRatioIsOfTheWorsePhase(t *testing.T) {
+	of := func(n int, d time.Duration) []time.Duration { return slices.Repeat([]time.Duration{d}, n) }
+	for _, test := range []struct {
+		name string
+		p    phases
+		want float64
+	}{
+		{"nothing", phases{}, 0},
+		{"during", phases{before: of(5, 1e6), during: of(5, 3e6), after: of(5, 2e6)}, 1.5},
+		{"drain", phases{before: of(5, 2e6), during: of(5, 3e6), drain: of(enough, 4e6)}, 2},
+		{"a short drain", phases{after: of(5, 2e6), during: of(5, 3e6), drain: of(enough-1, 4e6)}, 1.5},
+	} {
+		if got := test.p.ratio(); got != test.want {
+			t.Errorf("%s: ratio %v, want %v", test.name, got, test.want)
 		}
 	}
 }

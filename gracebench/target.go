@@ -63,6 +63,7 @@ type target struct {
 
 	newest     atomic.Pointer[generation] // that has answered
 	lastSignal atomic.Int64               // now() at the last restart's signal; 0 before the first
+	lastGone   atomic.Int64               // now() when the end of the old process was seen; 0 before the first
 
 	mu          sync.Mutex
 	generations map[string]*generation // by pid, as in the header
@@ -390,6 +391,7 @@ func (t *target) restart(ctx context.Context) (restart, error) {
 		return restart{}, err
 	}
 	if t.newest.Load() == nil {
+		t.lastGone.Store(int64(now()))
 		return restart{}, nil // it does not say who it is: nothing to wait for
 	}
 	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -403,6 +405,7 @@ func (t *target) restart(ctx context.Context) (restart, error) {
 	if err := t.waitGone(drainCtx, old); err != nil {
 		return restart{}, err
 	}
+	t.lastGone.Store(int64(now()))
 	return old.restartAt(at, first), nil
 }
 

@@ -3,7 +3,9 @@ package gracehttp
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"net"
+	"net/http"
 	"runtime"
 	"sync/atomic"
 	"syscall"
@@ -19,9 +21,17 @@ type drain struct {
 	stop   bool   // there is no successor
 	mover  *mover // nil: connections are finished here
 
-	// since is when clients were first told to go elsewhere: the start, or the
-	// moment when the successor has refused connections.
-	since atomic.Pointer[time.Time]
+	// notice is given at the start, and again when the successor has refused
+	// connections.
+	notice atomic.Pointer[notice]
+}
+
+// A notice asks the clients of what cannot move to open new connections. All at
+// once would do so at the same time, and each wait for all others' handshakes: so
+// one is told after the other.
+type notice struct {
+	begin  time.Time
+	spread time.Duration // the last is told this long after the first
 }
 
 // freshGrace is how long after its accept a connection is taken for one on which
@@ -33,13 +43,14 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &drain{server: s, stop: to == nil}
-	d.begin()
 
 	// No new connections. Those that the kernel has accepted already are served
 	// by the successor, or by the process that systemd starts next; if there is
 	// neither, here.
 	s.gate.Pause()
-	if to != nil && !s.tls && to.Moves() {
+	moves := to != nil && !s.tls && to.Moves()
+	d.give(moves)
+	if moves {
 		d.mover = newMover(s, to, d.refused)
 		go d.mover.run(ctx)
 	} else {
@@ -76,6 +87,9 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	}
 
 	// What is left is hijacked or HTTP/2.
+	if err := d.waitHTTP2(ctx); err != nil {
+		return err
+	}
 	s.shutdown(ctx)
 	return s.gate.Wait(ctx)
 }
@@ -115,15 +129,70 @@ func (d *drain) kickAfterGrace() { time.AfterFunc(d.server.app.idleGrace, d.kick
 // moves reports whether connections go to the successor.
 func (d *drain) moves() bool { return d.mover != nil && !d.mover.refused.Load() }
 
-// begin starts the grace time.
-func (d *drain) begin() {
-	now := time.Now()
-	d.since.Store(&now)
+// give gives notice: to all but hijacked connections, or only to those of HTTP/2,
+// which do not move.
+func (d *drain) give(http2Only bool) {
+	n := &notice{begin: time.Now()}
+	if !d.stop {
+		a := d.server.app
+		n.spread = min(time.Duration(d.count(http2Only))*a.spreadEach, a.idleGrace)
+		if limit := a.process.TermTimeout / 4; limit > 0 {
+			n.spread = min(n.spread, limit) // the last one's requests need time as well
+		}
+	}
+	d.notice.Store(n)
+}
+
+// count returns how many connections are not hijacked, or speak HTTP/2.
+func (d *drain) count(http2Only bool) int {
+	n := 0
+	for _, e := range d.server.gate.Entries() {
+		c := e.Conn.(*conn)
+		c.mu.Lock()
+		if c.http2 != nil || !c.other && !http2Only {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
+}
+
+// tells reports whether an answer is to say that the connection takes no more
+// requests.
+func (d *drain) tells(r *http.Request) bool {
+	if r.ProtoMajor == 1 && d.moves() || upgrades(r) {
+		return false
+	}
+	n := d.notice.Load()
+	return time.Since(n.begin) >= n.turn(r.RemoteAddr)
+}
+
+// turn returns when a connection's client is told, always the same for one.
+func (n *notice) turn(remote string) time.Duration {
+	if n.spread <= 0 {
+		return 0
+	}
+	return time.Duration(maphash.String(turns, remote) % uint64(n.spread))
+}
+
+var turns = maphash.MakeSeed()
+
+// waitHTTP2 lets requests on HTTP/2 connections go on until all clients were told:
+// what follows tells those at once that have not asked for anything since.
+func (d *drain) waitHTTP2(ctx context.Context) error {
+	n := d.notice.Load()
+	if n.spread <= 0 || d.count(true) == 0 {
+		return nil
+	}
+	told, cancel := context.WithDeadline(ctx, n.begin.Add(n.spread))
+	defer cancel()
+	d.server.gate.Wait(told)
+	return ctx.Err()
 }
 
 // refused is called when the successor takes no more connections.
 func (d *drain) refused(err error) {
-	d.begin()
+	d.give(false)
 	d.server.app.logf("%s: the successor takes no connections: %v; finishing them here", d.server.Addr(), err)
 	d.kickAfterGrace()
 }
@@ -131,7 +200,7 @@ func (d *drain) refused(err error) {
 // patience returns until when an idle connection is left open for its client's
 // next request. The caller holds c.mu.
 func (d *drain) patience(c *conn) time.Time {
-	since := *d.since.Load()
+	since := d.notice.Load().begin
 	if c.since.After(since) {
 		since = c.since
 	}

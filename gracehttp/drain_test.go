@@ -666,6 +666,162 @@ func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {
 	}
 }
 
+// Clients are told to open a new connection one after the other.
+func TestClientsTakeTurns(t *testing.T) {
+	t.Parallel()
+	const clients, quarters = 1000, 4
+	n := &notice{spread: time.Hour}
+	var found [quarters]int
+	for port := range clients {
+		remote := fmt.Sprint("192.0.2.1:", port)
+		turn := n.turn(remote)
+		if turn != n.turn(remote) {
+			t.Fatalf("%s has two turns", remote)
+		}
+		found[turn*quarters/n.spread]++ // which panics beyond the last
+	}
+	for q, got := range found {
+		if want := clients / quarters; got < want/2 || got > want*3/2 { // nine standard deviations
+			t.Errorf("%d of %d clients have their turn in quarter %d of the time", got, clients, q)
+		}
+	}
+
+	d := new(drain)
+	r := &http.Request{ProtoMajor: 2, RemoteAddr: "192.0.2.1:1"}
+	for _, test := range []struct {
+		since time.Duration // their turn
+		want  bool
+	}{{-time.Minute, false}, {0, true}} {
+		d.notice.Store(&notice{begin: time.Now().Add(-n.turn(r.RemoteAddr) - test.since), spread: n.spread})
+		if d.tells(r) != test.want {
+			t.Errorf("%v after a client's turn its answers tell it: %v", test.since, !test.want)
+		}
+	}
+}
+
+func TestTimeToTellClients(t *testing.T) {
+	t.Parallel()
+	const each = time.Minute
+	for _, test := range []struct {
+		name        string
+		to          *handoff.Successor
+		idle, limit time.Duration
+		want        time.Duration
+	}{
+		{"each has its time", handOver, time.Hour, 0, 3 * each},
+		{"within the idle grace", handOver, each, 0, each},
+		{"a quarter of the drain timeout", handOver, time.Hour, 4 * each, each},
+		{"at a stop at once", stop, time.Hour, 0, 0},
+	} {
+		for _, kind := range []string{"tls", "h2", "h2c"} {
+			t.Run(test.name+" "+kind, func(t *testing.T) {
+				t.Parallel()
+				began, release := make(chan bool), make(chan bool)
+				defer close(release)
+				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/hijack" {
+						nc, _, err := w.(http.Hijacker).Hijack()
+						if err == nil {
+							defer nc.Close()
+						}
+						began <- true
+						<-release
+					}
+				})}
+				var g *generation
+				if kind == "tls" {
+					g = serveKind(t, kind, srv, test.idle)
+				} else {
+					g = serveHTTP2(t, kind, srv, test.idle)
+				}
+				g.app.spreadEach = each
+				g.app.process.TermTimeout = test.limit
+				for range 3 {
+					if kind == "tls" {
+						c := connect(t, g)
+						c.send(get)
+						c.expect("")
+					} else if _, err := fetch(http2Client(t, g), g.url("/")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				connect(t, g).send("GET /hijack HTTP/1.1\r\nHost: x\r\n\r\n")
+				within(t, began, "the hijack")
+				g.begin(t, test.to)
+				d := g.draining.Load()
+				if got := d.notice.Load().spread; got != test.want {
+					t.Errorf("clients are told within %v, want %v", got, test.want)
+				}
+				if got, want := d.count(true), map[string]int{"h2": 3, "h2c": 3}[kind]; got != want {
+					t.Errorf("%d connections speak HTTP/2, want %d", got, want)
+				}
+			})
+		}
+	}
+}
+
+// Until it is a client's turn, its HTTP/2 connection serves on as it did.
+func TestHTTP2ServesUntilItsTurn(t *testing.T) {
+	t.Parallel()
+	const long = 1000 * time.Hour
+	for _, kind := range []string{"h2", "h2c"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, long)
+			g.app.spreadEach = long
+			c := http2Client(t, g)
+			ask := func() {
+				t.Helper()
+				if body, err := fetch(c, g.url("/")); body != "server / 0" || err != nil {
+					t.Errorf("%q, %v", body, err)
+				}
+			}
+			ask()
+			drained, _ := g.begin(t, handOver)
+			for range 3 {
+				ask() // nobody accepts another connection
+			}
+			select {
+			case err := <-drained:
+				t.Fatalf("Drain has returned %v before the client was told", err)
+			case <-g.closed:
+				t.Fatal("the connection is closed before the client was told")
+			default:
+			}
+			g.draining.Load().notice.Store(new(notice))
+			ask()
+			within(t, g.closed, "the connection's end")
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// Those that ask for nothing are told when all others were.
+func TestIdleHTTP2IsToldLast(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"h2", "h2c"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			const spread = 50 * time.Millisecond
+			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+			g.app.spreadEach = spread
+			if _, err := fetch(http2Client(t, g), g.url("/")); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			drained, _ := g.begin(t, handOver)
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+			if took := time.Since(start); took < spread {
+				t.Errorf("drained within %v, want at least %v", took, spread)
+			}
+		})
+	}
+}
+
 func TestH2CPrefaceInPieces(t *testing.T) {
 	t.Parallel()
 	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -251,7 +251,7 @@ func TestHandlersDeadlineHoldsInADrain(t *testing.T) {
 // refuse begins a drain to a successor that takes no connection of g.
 func (g *generation) refuse(t *testing.T) *drain {
 	d := &drain{server: g.server}
-	d.begin()
+	d.give(false)
 	d.mover = newMover(g.server, handOver, d.refused)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
@@ -282,8 +282,7 @@ func TestRefusedConnectionsAreServedOn(t *testing.T) {
 	within(t, begun, "the slow request")
 	d := g.refuse(t)
 	// The refusal comes late: the first connection is offered now.
-	before := time.Now().Add(-2 * grace)
-	d.since.Store(&before)
+	d.notice.Store(&notice{begin: time.Now().Add(-2 * grace)})
 	close(release)
 	if resp := c.expect("done"); resp.Close {
 		t.Error("the answer says Connection: close before the refusal")

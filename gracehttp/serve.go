@@ -13,8 +13,8 @@
 // returns. See package grace for what else happens on the way.
 //
 // Connections that cannot move (TLS, HTTP/2, hijacked ones) are finished here:
-// each answer tells the client not to send another request on that connection,
-// and one that stays idle for the grace time is closed. TLS clients resume their
+// an answer tells the client not to send another request on that connection, and
+// one that stays idle for the grace time is closed. TLS clients resume their
 // sessions with the new process.
 package gracehttp
 
@@ -42,6 +42,9 @@ var ErrNotServing = errors.New("gracehttp: not serving")
 const (
 	defaultDrainTimeout = time.Minute
 	defaultIdleGrace    = 5 * time.Second
+
+	// defaultSpreadEach is the time between one connection's notice and the next.
+	defaultSpreadEach = 30 * time.Millisecond
 )
 
 var (
@@ -77,7 +80,9 @@ func DrainTimeout(d time.Duration) Option {
 }
 
 // IdleGrace is how long a connection that cannot move stays open for its
-// client's next request after a handoff; five seconds by default.
+// client's next request after a handoff; five seconds by default. Within it, but
+// no later than after a quarter of DrainTimeout, clients are told to open a new
+// connection: one after the other, so that handshakes do not wait for each other.
 func IdleGrace(d time.Duration) Option {
 	return func(a *app) { a.idleGrace = d }
 }
@@ -118,11 +123,12 @@ func OnRestart(hook func(pid int, took time.Duration, err error)) Option {
 
 // An app is one call of Serve.
 type app struct {
-	process   grace.Process
-	net       gracenet.Net
-	idleGrace time.Duration
-	onDrain   []func()
-	servers   []*server
+	process    grace.Process
+	net        gracenet.Net
+	idleGrace  time.Duration
+	spreadEach time.Duration
+	onDrain    []func()
+	servers    []*server
 }
 
 // Serve serves all the servers until the process is told to stop, or a successor
@@ -146,7 +152,7 @@ func Serve(servers ...*http.Server) error {
 
 // ServeWithOptions is Serve with options.
 func ServeWithOptions(servers []*http.Server, options ...Option) error {
-	a := &app{idleGrace: defaultIdleGrace}
+	a := &app{idleGrace: defaultIdleGrace, spreadEach: defaultSpreadEach}
 	a.process.TermTimeout = defaultDrainTimeout
 	for _, option := range options {
 		option(a)

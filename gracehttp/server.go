@@ -111,7 +111,7 @@ func checkTLS(srv *http.Server) error {
 // connection takes no more requests (on HTTP/2, net/http makes that a GOAWAY),
 // unless the connection will be moved.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if d := s.draining.Load(); d != nil && (r.ProtoMajor > 1 || !d.moves()) && !upgrades(r) {
+	if d := s.draining.Load(); d != nil && d.tells(r) {
 		w.Header().Set("Connection", "close")
 	}
 	h := s.handler
