@@ -269,7 +269,7 @@ type user struct {
 	requests int
 	lost     map[string]int // by kind of error
 	remotes  map[string]bool
-	times    phases
+	samples  []sample // but those for which the handler waits
 }
 
 func newUser(number int, c client) *user {
@@ -334,7 +334,7 @@ func (u *user) run(ctx context.Context, t *target) {
 		t.answered(a.pid, end)
 		u.remotes[a.remote] = true
 		if q.wait == 0 {
-			u.times.add(a.sent, end, time.Duration(t.lastSignal.Load()), time.Duration(t.lastGone.Load()))
+			u.samples = append(u.samples, sample{a.sent, end})
 		}
 	}
 }

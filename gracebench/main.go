@@ -26,9 +26,10 @@
 //     with the time for connecting if there was no connection. Before are the requests answered before the first signal;
 //     during are those under way at some time in the 200 ms after a restart's signal; drain are those that came later
 //     while the old process was still there; after are all the others. Requests for which the handler waits are left out.
-//   - p99 ratio: the 99th percentile of those during restarts, or in drains, whichever is worse, as a multiple of that
-//     before and after. A new process needs a processor for some milliseconds to start: where the clients leave none
-//     idle, that is what the ratio shows.
+//   - p99 ratio: for each restart, the 99th percentile of the requests in the 200 ms after its signal, as a multiple of
+//     that in the 200 ms before it; the median of all restarts, and the interval that holds it with 95 % confidence. A
+//     new process needs a processor for some milliseconds to start: where the clients leave none idle, that is what the
+//     ratio shows.
 //   - first answer: from the signal to the first answer by the new process, p50/max.
 //   - old gone: from the signal to the end of the old process, p50/max; and from the old one's last answer to its end.
 //
@@ -105,7 +106,7 @@ func benchMain() error {
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
 	flag.IntVar(&cfg.restarts, "restarts", 100, "restarts of each kind, half as many of the kind rapid")
-	flag.DurationVar(&cfg.interval, "interval", 250*time.Millisecond, "time from the end of one restart to the next signal")
+	flag.DurationVar(&cfg.interval, "interval", 400*time.Millisecond, "time from the end of one restart to the next signal")
 	flag.StringVar(&kindList, "kinds", "", "kinds to run, with commas between them: "+strings.Join(kindNames(), ", ")+"; with -cost: "+strings.Join(costParts, ", ")+" (default all)")
 	flag.BoolVar(&cfg.short, "short", false, "a few restarts of each kind, in less than a minute")
 	flag.BoolVar(&cfg.json, "json", false, "write JSON instead of tables")

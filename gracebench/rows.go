@@ -154,7 +154,7 @@ type row struct {
 	Resumed  string         `json:",omitempty"` // of new TLS connections
 
 	Before, During, Drain, After summary
-	Ratio                        float64 // of p99, see phases
+	Ratio                        estimate // of p99, see ratioOf
 
 	FirstAnswer summary // after the signal
 	Gone        summary // after the signal
@@ -215,7 +215,7 @@ func runKind(ctx context.Context, cfg config, k kind) (*row, error) {
 		return nil, errors.New("interrupted")
 	}
 
-	r.addUsers(users)
+	r.addUsers(users, t.allEpisodes())
 	r.addRestarts(restarts)
 	if n := e.shakes.total.Load(); n > 0 {
 		r.Resumed = fmt.Sprintf("%.1f %%", 100*float64(e.shakes.resumed.Load())/float64(n))
@@ -284,8 +284,8 @@ func (k kind) restarts(cfg config) int {
 }
 
 // addUsers adds up what the clients saw.
-func (r *row) addUsers(users []*user) {
-	var all phases
+func (r *row) addUsers(users []*user, episodes []episode) {
+	var all []sample
 	r.LostBy = make(map[string]int)
 	for _, u := range users {
 		r.Requests += u.requests
@@ -293,13 +293,14 @@ func (r *row) addUsers(users []*user) {
 			r.LostBy[what] += n
 			r.Lost += n
 		}
-		all.merge(u.times)
+		all = append(all, u.samples...)
 	}
 	if r.Lost > 0 {
 		r.fail("%d requests lost", r.Lost)
 	}
-	r.Ratio = all.ratio()
-	r.Before, r.During, r.Drain, r.After = summarize(all.before), summarize(all.during), summarize(all.drain), summarize(all.after)
+	p := phasesOf(all, episodes)
+	r.Before, r.During, r.Drain, r.After = summarize(p.before), summarize(p.during), summarize(p.drain), summarize(p.after)
+	r.Ratio = p.ratio
 }
 
 func (r *row) addRestarts(restarts []restart) {
@@ -394,7 +395,6 @@ func restartRapidly(ctx context.Context, cfg config, t *target, r *row) (restart
 		r.fail("%v", err)
 		return nil, signals
 	}
-	t.lastGone.Store(int64(now()))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, g := range t.order {

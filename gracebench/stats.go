@@ -1,58 +1,87 @@
 package main
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"time"
 )
 
-// during is how long after a restart's signal a request counts as one during the restart.
-const during = 200 * time.Millisecond
+// window is how long after a restart's signal a request counts as one during the restart.
+const window = 200 * time.Millisecond
+
+// A sample is a request.
+type sample struct {
+	began, ended time.Duration // now() at these times
+}
+
+// An episode is a restart as clients see it.
+type episode struct {
+	signal time.Duration // now() when it was sent
+	gone   time.Duration // now() when the end of the old process was seen; never, if it was not waited for
+}
+
+const never = time.Duration(math.MaxInt64)
 
 // phases are response times, by when the requests were under way.
 type phases struct {
 	before, during, drain, after []time.Duration
+	ratio                        estimate // of the 99th percentile, see ratioOf
 }
 
-// add records a request that began and ended at these times, given those of the last restart's signal and of the last
-// end of an old process that was waited for (0 before the first). Only the last signal matters: a request that was under
-// way after an earlier one and still is after this one was so during both restarts.
-func (p *phases) add(began, ended, signal, gone time.Duration) {
-	took := ended - began
-	switch {
-	case signal == 0 || ended < signal:
-		p.before = append(p.before, took)
-	case began <= signal+during:
-		p.during = append(p.during, took)
-	case gone < signal || began <= gone:
-		p.drain = append(p.drain, took)
-	default:
-		p.after = append(p.after, took)
+// phasesOf takes the samples and the episodes, which are in the order of their signals, apart. Of the episodes before a
+// request's end only the last one matters: a request that was under way after an earlier one and still is after this one
+// was so during both.
+func phasesOf(samples []sample, episodes []episode) phases {
+	var p phases
+	calm, restarting := make([][]time.Duration, len(episodes)), make([][]time.Duration, len(episodes))
+	slices.SortFunc(samples, func(x, y sample) int { return cmp.Compare(x.ended, y.ended) })
+	next := 0 // the episode after the one that matters
+	for _, s := range samples {
+		for next < len(episodes) && episodes[next].signal <= s.ended {
+			next++
+		}
+		last := episode{signal: -never} // there was none
+		if next > 0 {
+			last = episodes[next-1]
+		}
+		took := s.ended - s.began
+		switch {
+		case next == 0:
+			p.before = append(p.before, took)
+		case s.began <= last.signal+window:
+			p.during = append(p.during, took)
+			restarting[next-1] = append(restarting[next-1], took)
+			continue
+		case s.began <= last.gone:
+			p.drain = append(p.drain, took)
+			continue
+		default:
+			p.after = append(p.after, took)
+		}
+		if next < len(episodes) {
+			// The time before a signal is calm if the restart before is over.
+			if from := episodes[next].signal - window; s.ended >= from && last.gone <= from && last.signal+window <= from {
+				calm[next] = append(calm[next], took)
+			}
+		}
 	}
+	p.ratio = ratioOf(calm, restarting)
+	return p
 }
 
-func (p *phases) merge(q phases) {
-	p.before = append(p.before, q.before...)
-	p.during = append(p.during, q.during...)
-	p.drain = append(p.drain, q.drain...)
-	p.after = append(p.after, q.after...)
-}
-
-// enough is how many requests a percentile is taken of, at least, to be compared.
-const enough = 1000
-
-// ratio is the 99th percentile of the requests during restarts, or of those during the drains that came after, whichever
-// is worse, as a multiple of that of all requests before and after.
-func (p *phases) ratio() float64 {
-	steady := summarize(slices.Concat(p.before, p.after)).P99
-	if steady == 0 {
-		return 0
+// ratioOf returns the 99th percentile of the requests during a restart, as a multiple of that of those before it: what
+// disturbs a machine comes and goes, and hardly differs within half a second. Episodes without enough requests before
+// or during are left out.
+func ratioOf(calm, restarting [][]time.Duration) estimate {
+	const enough = 100
+	var ratios []float64
+	for i := range calm {
+		if len(calm[i]) >= enough && len(restarting[i]) >= enough {
+			ratios = append(ratios, float64(summarize(restarting[i]).P99/summarize(calm[i]).P99))
+		}
 	}
-	worse := summarize(p.during).P99
-	if len(p.drain) >= enough {
-		worse = max(worse, summarize(p.drain).P99)
-	}
-	return float64(worse / steady)
+	return estimateOf(ratios)
 }
 
 // summary is what is shown of many durations.

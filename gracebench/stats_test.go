@@ -34,46 +34,59 @@ func TestPercentileIsAMeasuredValue(t *testing.T) {
 }
 
 func TestPhaseOfARequest(t *testing.T) {
-	const signal, gone = time.Second, 2 * time.Second
+	const signal, gone, second = time.Second, 2 * time.Second, 3 * time.Second
+	episodes := []episode{{signal, gone}, {second, never}}
 	for _, test := range []struct {
-		name                       string
-		began, ended, signal, gone time.Duration
-		want                       string
+		name         string
+		began, ended time.Duration
+		want         string
 	}{
-		{"no restart yet", 1, 2, 0, 0, "before"},
-		{"ended just before the signal was noted", signal - 2, signal - 1, signal, 0, "before"},
-		{"under way at the signal", signal - 1, signal + 1, signal, 0, "during"},
-		{"began during the restart and took long", signal + during, signal + time.Minute, signal, gone, "during"},
-		{"the old process ended soon", signal + during, signal + during + 1, signal, signal + 1, "during"},
-		{"the old process was there", signal + during + 1, signal + during + 2, signal, 0, "drain"},
-		{"the one before has ended", signal + during + 1, signal + during + 2, signal, signal - 1, "drain"},
-		{"the old process was still there", gone - 1, gone + 1, signal, gone, "drain"},
-		{"began later", gone + 1, gone + 2, signal, gone, "after"},
+		{"no restart yet", 1, 2, "before"},
+		{"ended just before the signal", signal - 2, signal - 1, "before"},
+		{"under way at the signal", signal - 1, signal + 1, "during"},
+		{"began during the restart and took long", signal + window, second - 1, "during"},
+		{"the old process was there", signal + window + 1, signal + window + 2, "drain"},
+		{"the old process was still there", gone - 1, gone + 1, "drain"},
+		{"began later", gone + 1, gone + 2, "after"},
+		{"under way at the next signal", gone + 1, second, "during"},
+		{"nobody has waited for the old process", second + window + 1, time.Hour, "drain"},
 	} {
-		var p phases
-		p.add(test.began, test.ended, test.signal, test.gone)
+		p := phasesOf([]sample{{test.began, test.ended}}, episodes)
 		got := map[string]int{"before": len(p.before), "during": len(p.during), "drain": len(p.drain), "after": len(p.after)}
 		if got[test.want] != 1 || got["before"]+got["during"]+got["drain"]+got["after"] != 1 {
 			t.Errorf("%s: counted as %v, want %s", test.name, got, test.want)
 		}
 	}
+	if p := phasesOf([]sample{{1, 2}}, nil); len(p.before) != 1 {
+		t.Error("without a restart a request is not counted as before one")
+	}
 }
 
-func TestRatioIsOfTheWorsePhase(t *testing.T) {
-	of := func(n int, d time.Duration) []time.Duration { return slices.Repeat([]time.Duration{d}, n) }
-	for _, test := range []struct {
-		name string
-		p    phases
-		want float64
-	}{
-		{"nothing", phases{}, 0},
-		{"during", phases{before: of(5, 1e6), during: of(5, 3e6), after: of(5, 2e6)}, 1.5},
-		{"drain", phases{before: of(5, 2e6), during: of(5, 3e6), drain: of(enough, 4e6)}, 2},
-		{"a short drain", phases{after: of(5, 2e6), during: of(5, 3e6), drain: of(enough-1, 4e6)}, 1.5},
-	} {
-		if got := test.p.ratio(); got != test.want {
-			t.Errorf("%s: ratio %v, want %v", test.name, got, test.want)
+// Each restart is compared with the time before it, and one that follows too soon with none.
+func TestRatioIsOfNeighbours(t *testing.T) {
+	const ms = time.Millisecond
+	var samples []sample
+	load := func(from, to, took time.Duration) {
+		for at := from; at < to; at += ms {
+			samples = append(samples, sample{at, at + took})
 		}
+	}
+	// The machine becomes three times as slow; a restart costs half as much again, or a fifth in the last.
+	episodes := []episode{{1000 * ms, 1300 * ms}, {2000 * ms, 2050 * ms}, {2300 * ms, 2350 * ms}, {3000 * ms, 3050 * ms}}
+	load(500*ms, 998*ms, 2*ms)
+	load(1000*ms, 1200*ms, 3*ms)
+	load(1201*ms, 1300*ms, 50*ms) // the drain
+	load(1301*ms, 1994*ms, 6*ms)
+	load(2000*ms, 2200*ms, 9*ms)
+	load(2300*ms, 2500*ms, 99*ms) // had no calm time before it
+	load(2601*ms, 2990*ms, 10*ms)
+	load(3000*ms, 3200*ms, 12*ms)
+	want := estimateOf([]float64{1.5, 1.5, 1.2})
+	if got := phasesOf(samples, episodes).ratio; got != want {
+		t.Errorf("ratio %v, want %v", got, want)
+	}
+	if got := phasesOf(samples[:50], episodes).ratio; got != (estimate{}) {
+		t.Errorf("ratio %v of too few requests", got)
 	}
 }
 

@@ -9,16 +9,16 @@ import (
 	"strings"
 )
 
-const rowFormat = "%-10s %9v %8v %6v %9v %11v %8v  %-20s %-20s %-20s %-20s %6v  %-12s %-12s %s\n"
+const rowFormat = "%-10s %9v %8v %6v %9v %11v %8v  %-20s %-20s %-20s %-20s %-17s  %-12s %-12s %s\n"
 
 func tableHead(cfg config) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d clients that never retry, %d restarts (rapid: %d); %s/%s, %d processors. Times in ms.\n\n",
 		cfg.clients, cfg.restarts, cfg.rapid, runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
-	fmt.Fprintf(&b, rowFormat, "", "", "", "", "new", "new conns", "", "answers p50/p99/max", "", "", "", "p99",
+	fmt.Fprintf(&b, rowFormat, "", "", "", "", "new", "new conns", "", "answers p50/p99/max", "", "", "", "p99 ratio",
 		"first answer", "old gone", "after its")
 	fmt.Fprintf(&b, rowFormat, "kind", "requests", "restarts", "lost", "conns", "per restart", "resumed", "before", "during", "drain", "after",
-		"ratio", "p50/max", "p50/max", "last answer")
+		"(95 %)", "p50/max", "p50/max", "last answer")
 	return b.String()
 }
 
@@ -32,7 +32,7 @@ func (r *row) text() string {
 		newConns, perRestart = "-", "-"
 	}
 	fmt.Fprintf(&b, rowFormat, r.Kind, r.Requests, r.Restarts, r.Lost, newConns, perRestart, cmp.Or(r.Resumed, "-"),
-		r.Before.three(), r.During.three(), r.Drain.three(), r.After.three(), fmt.Sprintf("%.2f", r.Ratio),
+		r.Before.three(), r.During.three(), r.Drain.three(), r.After.three(), r.ratio(),
 		r.FirstAnswer.two(), r.Gone.two(), r.AfterLast.two())
 	for _, what := range slices.SortedFunc(maps.Keys(r.LostBy), func(x, y string) int {
 		return cmp.Or(cmp.Compare(r.LostBy[y], r.LostBy[x]), cmp.Compare(x, y))
@@ -60,4 +60,11 @@ func (s summary) two() string {
 		return "-"
 	}
 	return fmt.Sprintf("%.3g/%.3g", s.P50, s.Max)
+}
+
+func (r *row) ratio() string {
+	if r.Ratio.Median == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f (%.2f-%.2f)", r.Ratio.Median, r.Ratio.Low, r.Ratio.High)
 }

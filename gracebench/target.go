@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,15 +62,14 @@ type target struct {
 	log     *os.File
 	control net.Listener
 
-	newest     atomic.Pointer[generation] // that has answered
-	lastSignal atomic.Int64               // now() at the last restart's signal; 0 before the first
-	lastGone   atomic.Int64               // now() when the end of the old process was seen; 0 before the first
+	newest atomic.Pointer[generation] // that has answered
 
 	mu          sync.Mutex
 	generations map[string]*generation // by pid, as in the header
 	order       []*generation
 	changed     chan struct{} // closed and replaced whenever a generation's state changes
 	stopped     bool
+	episodes    []episode
 }
 
 // startTarget starts our own server and waits until it accepts.
@@ -369,7 +369,9 @@ func (t *target) signalRestart() (*generation, time.Duration, error) {
 		t.mu.Unlock()
 	}
 	at := now()
-	t.lastSignal.Store(int64(at))
+	t.mu.Lock()
+	t.episodes = append(t.episodes, episode{signal: at, gone: never})
+	t.mu.Unlock()
 	if err := g.process.Signal(t.signal); err != nil {
 		return g, at, fmt.Errorf("signalling process %d: %w", g.pid, err)
 	}
@@ -391,8 +393,8 @@ func (t *target) restart(ctx context.Context) (restart, error) {
 		return restart{}, err
 	}
 	if t.newest.Load() == nil {
-		t.lastGone.Store(int64(now()))
-		return restart{}, nil // it does not say who it is: nothing to wait for
+		t.endEpisode() // it does not say who it is: nothing to wait for
+		return restart{}, nil
 	}
 	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -405,8 +407,20 @@ func (t *target) restart(ctx context.Context) (restart, error) {
 	if err := t.waitGone(drainCtx, old); err != nil {
 		return restart{}, err
 	}
-	t.lastGone.Store(int64(now()))
+	t.endEpisode()
 	return old.restartAt(at, first), nil
+}
+
+func (t *target) endEpisode() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.episodes[len(t.episodes)-1].gone = now()
+}
+
+func (t *target) allEpisodes() []episode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.episodes)
 }
 
 func (g *generation) restartAt(signal, first time.Duration) restart {
