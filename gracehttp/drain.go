@@ -255,7 +255,7 @@ func (m *mover) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		runtime.Gosched() // others were kicked with it
+		runtime.Gosched() // or it would travel alone, and all that were kicked with it later
 		for more := true; more && len(batch) < handoff.MaxMove; {
 			select {
 			case o := <-m.offers:
