@@ -257,6 +257,7 @@ func TestSecondStopEndsADrainingPredecessorToo(t *testing.T) {
 	slow(t, s, first.Addrs[0])
 	supervisor.Signal(syscall.SIGUSR2)
 	s.Ready(2)
+	s.Line(fmt.Sprintf("pid %d drains", first.Pid))
 	supervisor.Signal(syscall.SIGINT)
 	s.Line(fmt.Sprintf("interrupt: pid %d is ending already", first.Pid))
 	for range 2 { // a second later it cannot be the same request
