@@ -26,10 +26,11 @@
 //     with the time for connecting if there was no connection. Before are the requests answered before the first signal;
 //     during are those under way at some time in the 200 ms after a restart's signal; drain are those that came later
 //     while the old process was still there; after are all the others. Requests for which the handler waits are left out.
-//   - p99 ratio: for each restart, the 99th percentile of the requests in the 200 ms after its signal, as a multiple of
-//     that in the 200 ms before it; the median of all restarts, and the interval that holds it with 95 % confidence. A
-//     new process needs a processor for some milliseconds to start: where the clients leave none idle, that is what the
-//     ratio shows.
+//   - p99 ratio: for each restart, the 99th percentile of the requests that ended in the 200 ms after its signal, as a
+//     multiple of that in the 200 ms before it; the median of these, and the interval that holds the true one with 95 %
+//     confidence. Restarts that follow too soon on another, or see fewer than 100 requests, do not count; with fewer than
+//     six there is none. A new process needs a processor for some milliseconds to start: where the clients leave none
+//     idle, that is what the ratio shows.
 //   - first answer: from the signal to the first answer by the new process, p50/max.
 //   - old gone: from the signal to the end of the old process, p50/max; and from the old one's last answer to its end.
 //

@@ -395,6 +395,7 @@ func restartRapidly(ctx context.Context, cfg config, t *target, r *row) (restart
 		r.fail("%v", err)
 		return nil, signals
 	}
+	t.endEpisode()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, g := range t.order {

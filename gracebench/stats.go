@@ -51,7 +51,9 @@ func phasesOf(samples []sample, episodes []episode) phases {
 			p.before = append(p.before, took)
 		case s.began <= last.signal+window:
 			p.during = append(p.during, took)
-			restarting[next-1] = append(restarting[next-1], took)
+			if s.ended < last.signal+window { // as the calm ones end before the signal
+				restarting[next-1] = append(restarting[next-1], took)
+			}
 			continue
 		case s.began <= last.gone:
 			p.drain = append(p.drain, took)
@@ -72,7 +74,7 @@ func phasesOf(samples []sample, episodes []episode) phases {
 
 // ratioOf returns the 99th percentile of the requests during a restart, as a multiple of that of those before it: what
 // disturbs a machine comes and goes, and hardly differs within half a second. Episodes without enough requests before
-// or during are left out.
+// or during are left out; of fewer than six ratios there is no estimate, since they have no interval of 95 %.
 func ratioOf(calm, restarting [][]time.Duration) estimate {
 	const enough = 100
 	var ratios []float64
@@ -80,6 +82,9 @@ func ratioOf(calm, restarting [][]time.Duration) estimate {
 		if len(calm[i]) >= enough && len(restarting[i]) >= enough {
 			ratios = append(ratios, float64(summarize(restarting[i]).P99/summarize(calm[i]).P99))
 		}
+	}
+	if len(ratios) < 6 {
+		return estimate{}
 	}
 	return estimateOf(ratios)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -71,22 +72,49 @@ func TestRatioIsOfNeighbours(t *testing.T) {
 			samples = append(samples, sample{at, at + took})
 		}
 	}
-	// The machine becomes three times as slow; a restart costs half as much again, or a fifth in the last.
-	episodes := []episode{{1000 * ms, 1300 * ms}, {2000 * ms, 2050 * ms}, {2300 * ms, 2350 * ms}, {3000 * ms, 3050 * ms}}
-	load(500*ms, 998*ms, 2*ms)
-	load(1000*ms, 1200*ms, 3*ms)
-	load(1201*ms, 1300*ms, 50*ms) // the drain
-	load(1301*ms, 1994*ms, 6*ms)
-	load(2000*ms, 2200*ms, 9*ms)
-	load(2300*ms, 2500*ms, 99*ms) // had no calm time before it
-	load(2601*ms, 2990*ms, 10*ms)
-	load(3000*ms, 3200*ms, 12*ms)
-	want := estimateOf([]float64{1.5, 1.5, 1.2})
+	// The machine becomes ever slower; a restart costs half as much again.
+	var episodes []episode
+	for n := range time.Duration(7) {
+		signal, took := (n+1)*1000*ms, (n+1)*4*ms
+		episodes = append(episodes, episode{signal, signal + 300*ms})
+		load(signal-500*ms, signal-took, took)
+		load(signal, signal+200*ms, took+took/2)
+		load(signal+201*ms, signal+300*ms, 200*ms) // the drain, which is slow
+	}
+	episodes = append(episodes, episode{7350 * ms, 7400 * ms}) // has no calm time before it
+	load(7350*ms, 7550*ms, 999*ms)
+	want := estimate{1.5, 1.5, 1.5}
 	if got := phasesOf(samples, episodes).ratio; got != want {
 		t.Errorf("ratio %v, want %v", got, want)
 	}
+	if got := phasesOf(samples, episodes[:5]).ratio; got != (estimate{}) {
+		t.Errorf("ratio %v of five restarts", got)
+	}
 	if got := phasesOf(samples[:50], episodes).ratio; got != (estimate{}) {
 		t.Errorf("ratio %v of too few requests", got)
+	}
+}
+
+// A restart that changes nothing has the ratio 1, however long requests take.
+func TestRatioOfNothing(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, mean := range []float64{0.3, 3, 12} { // ms
+		var samples []sample
+		var episodes []episode
+		for n := range time.Duration(60) {
+			signal := (n + 1) * time.Second
+			episodes = append(episodes, episode{signal, signal + 20*time.Millisecond})
+		}
+		for range 32 {
+			for at := time.Duration(0); at < 62*time.Second; {
+				took := time.Duration(mean * math.Exp(rnd.NormFloat64()) * 1e6)
+				samples = append(samples, sample{at, at + took})
+				at += took + 5*time.Millisecond
+			}
+		}
+		if got := phasesOf(samples, episodes).ratio; got.Low > 1.05 || got.High < 0.95 {
+			t.Errorf("requests of about %v ms: ratio %v, want 1", mean, got)
+		}
 	}
 }
 

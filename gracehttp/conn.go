@@ -45,6 +45,7 @@ type conn struct {
 	shared   bool      // offered and not taken: a copy may be on its way for long
 	other    bool      // hijacked or HTTP/2
 	since    time.Time // when it became idle during a drain
+	lapses   bool      // lapse is to be called
 	http2    net.Conn  // what net/http speaks HTTP/2 on, or nil
 	streams  bool      // HTTP/2: some are open
 	parting  bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
@@ -247,6 +248,20 @@ func (c *conn) kick() {
 	}
 }
 
+// lapse makes the connection look whether to end, when it has been idle for the
+// grace time.
+func (c *conn) lapse() {
+	c.mu.Lock()
+	left := time.Until(c.since.Add(c.server.app.idleGrace))
+	c.lapses = left > 0
+	c.mu.Unlock()
+	if left > 0 {
+		time.AfterFunc(left, c.lapse)
+	} else {
+		c.kick()
+	}
+}
+
 // handshaking reports whether a TLS handshake has begun, and no request yet. The
 // caller holds c.mu.
 func (c *conn) handshaking() bool {
@@ -312,7 +327,10 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 			c.kicked.Store(true)
 		default:
 			c.since = time.Now()
-			time.AfterFunc(c.server.app.idleGrace, c.kick)
+			if !c.lapses {
+				c.lapses = true
+				time.AfterFunc(c.server.app.idleGrace, c.lapse)
+			}
 		}
 	case http.StateHijacked:
 		c.idle.Store(false)
@@ -340,6 +358,9 @@ func (c *conn) close() error {
 	if c.server.gate.Remove(&c.entry) {
 		c.mu.Lock()
 		c.leave()
+		if c.http2 != nil {
+			c.server.change()
+		}
 		c.mu.Unlock()
 	}
 	return err

@@ -17,9 +17,10 @@ import (
 // A drain is the time from the end of accepting to the server's end, or until
 // the successor fails. It decides about each connection that is idle.
 type drain struct {
-	server *server
-	stop   bool   // there is no successor
-	mover  *mover // nil: connections are finished here
+	server   *server
+	stop     bool      // there is no successor
+	deadline time.Time // of the drain, or zero
+	mover    *mover    // nil: connections are finished here
 
 	// notice is given at the start, and again when the successor has refused
 	// connections.
@@ -43,6 +44,7 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &drain{server: s, stop: to == nil}
+	d.deadline, _ = ctx.Deadline()
 
 	// No new connections. Those that the kernel has accepted already are served
 	// by the successor, or by the process that systemd starts next; if there is
@@ -133,11 +135,14 @@ func (d *drain) moves() bool { return d.mover != nil && !d.mover.refused.Load() 
 // which do not move.
 func (d *drain) give(http2Only bool) {
 	n := &notice{begin: time.Now()}
-	if !d.stop {
-		a := d.server.app
+	// Connections over unix sockets cannot be told apart by their addresses.
+	if a := d.server.app; !d.stop && d.server.Addr().Network() == "tcp" {
 		n.spread = min(time.Duration(d.count(http2Only))*a.spreadEach, a.idleGrace)
-		if limit := a.process.TermTimeout / 4; limit > 0 {
-			n.spread = min(n.spread, limit) // the last one's requests need time as well
+		if !d.deadline.IsZero() {
+			// The last one's requests need time as well, and it may be idle for the
+			// grace time once more.
+			left := d.deadline.Sub(n.begin)
+			n.spread = max(0, min(n.spread, left/4, (left-a.idleGrace)/2))
 		}
 	}
 	d.notice.Store(n)
@@ -181,13 +186,18 @@ var turns = maphash.MakeSeed()
 // what follows tells those at once that have not asked for anything since.
 func (d *drain) waitHTTP2(ctx context.Context) error {
 	n := d.notice.Load()
-	if n.spread <= 0 || d.count(true) == 0 {
-		return nil
+	told := time.NewTimer(time.Until(n.begin.Add(n.spread)))
+	defer told.Stop()
+	for n.spread > 0 && d.count(true) > 0 {
+		select {
+		case <-d.server.changed:
+		case <-told.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	told, cancel := context.WithDeadline(ctx, n.begin.Add(n.spread))
-	defer cancel()
-	d.server.gate.Wait(told)
-	return ctx.Err()
+	return nil
 }
 
 // refused is called when the successor takes no more connections.

@@ -354,7 +354,7 @@ func TestGraceBeginsWithTheAnswer(t *testing.T) {
 				t.Skip("the client was told")
 			}
 			within(t, waits, "the connection to be idle")
-			g.kickAndLook(g.draining.Load())
+			g.kickAndLook(t, g.draining.Load())
 			c.send(get)
 			c.expect("done")
 		})
@@ -374,13 +374,12 @@ func TestHalfARequestIsWaitedFor(t *testing.T) {
 				t.Run(fmt.Sprintf("%s handOver=%v half=%q", kind, to != nil, half), func(t *testing.T) {
 					t.Parallel()
 					g := serveKind(t, kind, &http.Server{Handler: named("server")}, 20*time.Millisecond)
-					c, idle := connect(t, g), connect(t, g)
+					c, unused := connect(t, g), dial(t, g)
+					within(t, g.accepted, "the connection to be accepted")
 					c.send(get + half)
 					c.expect("server / 0")
-					idle.send(get)
-					idle.expect("server / 0")
 					g.begin(t, to)
-					idle.expectEnd() // the grace is over
+					unused.expectEnd() // the grace is over; that of a stop, for such a connection
 					c.send(strings.TrimPrefix(get, half))
 					c.expect("server / 0")
 				})
@@ -710,10 +709,12 @@ func TestTimeToTellClients(t *testing.T) {
 	}{
 		{"each has its time", handOver, time.Hour, 0, 3 * each},
 		{"within the idle grace", handOver, each, 0, each},
-		{"a quarter of the drain timeout", handOver, time.Hour, 4 * each, each},
+		{"a quarter of the drain timeout", handOver, 2 * each, 4 * each, each},
+		{"and the idle grace in what is left", handOver, 10 * each, 12 * each, each},
+		{"no time is left", handOver, 10 * each, 9 * each, 0},
 		{"at a stop at once", stop, time.Hour, 0, 0},
 	} {
-		for _, kind := range []string{"tls", "h2", "h2c"} {
+		for _, kind := range []string{"tls", "h2", "h2c", "unix"} {
 			t.Run(test.name+" "+kind, func(t *testing.T) {
 				t.Parallel()
 				began, release := make(chan bool), make(chan bool)
@@ -729,15 +730,14 @@ func TestTimeToTellClients(t *testing.T) {
 					}
 				})}
 				var g *generation
-				if kind == "tls" {
-					g = serveKind(t, kind, srv, test.idle)
-				} else {
+				if strings.HasPrefix(kind, "h2") {
 					g = serveHTTP2(t, kind, srv, test.idle)
+				} else {
+					g = serveKind(t, kind, srv, test.idle)
 				}
 				g.app.spreadEach = each
-				g.app.process.TermTimeout = test.limit
 				for range 3 {
-					if kind == "tls" {
+					if !strings.HasPrefix(kind, "h2") {
 						c := connect(t, g)
 						c.send(get)
 						c.expect("")
@@ -747,10 +747,17 @@ func TestTimeToTellClients(t *testing.T) {
 				}
 				connect(t, g).send("GET /hijack HTTP/1.1\r\nHost: x\r\n\r\n")
 				within(t, began, "the hijack")
-				g.begin(t, test.to)
-				d := g.draining.Load()
-				if got := d.notice.Load().spread; got != test.want {
-					t.Errorf("clients are told within %v, want %v", got, test.want)
+				d := &drain{server: g.server, stop: test.to == nil}
+				if test.limit > 0 {
+					d.deadline = time.Now().Add(test.limit)
+				}
+				d.give(false)
+				want := test.want
+				if kind == "unix" {
+					want = 0 // their addresses are all the same
+				}
+				if got := d.notice.Load().spread; got > want || got < want-time.Second {
+					t.Errorf("clients are told within %v, want %v", got, want)
 				}
 				if got, want := d.count(true), map[string]int{"h2": 3, "h2c": 3}[kind]; got != want {
 					t.Errorf("%d connections speak HTTP/2, want %d", got, want)
@@ -795,6 +802,37 @@ func TestHTTP2ServesUntilItsTurn(t *testing.T) {
 				t.Errorf("Drain: %v", err)
 			}
 		})
+	}
+}
+
+// A connection whose client is not told yet stays open while it is used, and for the
+// grace time after.
+func TestUntoldConnectionLapsesAfterItsLastAnswer(t *testing.T) {
+	t.Parallel()
+	const grace = 100 * time.Millisecond
+	g := serveKind(t, "tls", &http.Server{Handler: named("server")}, grace)
+	c := connect(t, g)
+	c.send(get)
+	c.expect("server / 0")
+	g.begin(t, handOver)
+	g.draining.Load().notice.Store(&notice{begin: time.Now(), spread: 1000 * time.Hour})
+	pace := time.NewTicker(grace / 4)
+	defer pace.Stop()
+	last := time.Now()
+	for range 12 {
+		<-pace.C
+		if time.Since(last) > grace*3/4 {
+			t.Skip("this machine is too busy")
+		}
+		last = time.Now()
+		c.send(get)
+		if resp := c.expect("server / 0"); resp.Close {
+			t.Fatal("the client was told before its turn")
+		}
+	}
+	c.expectEnd()
+	if took := time.Since(last); took < grace {
+		t.Errorf("the connection has ended %v after its last answer, want %v", took, grace)
 	}
 }
 
@@ -962,7 +1000,7 @@ func TestDrainCalledOffLeavesConnectionsAlone(t *testing.T) {
 				t.Errorf("Drain: %v, want that it was called off", err)
 			}
 			g.Resume()
-			g.kickAndLook(d) // as its timer does
+			g.kickAndLook(t, d) // as its timer does
 			close(release)
 			busy.expect("done")
 			for _, c := range []*client{idle, busy, connect(t, g)} {

@@ -13,11 +13,14 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // patience is how long anything may take in a test.
@@ -151,17 +154,18 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 
 // kickAndLook makes every idle connection look whether a drain wants its end, and
 // waits until all have.
-func (g *generation) kickAndLook(d *drain) {
+func (g *generation) kickAndLook(t *testing.T, d *drain) {
+	t.Helper()
 	entries := g.gate.Entries()
 	d.kickAll()
-	for _, e := range entries {
-		c := e.Conn.(*conn)
-		for looked := false; !looked; runtime.Gosched() {
+	driver.Eventually(t, "the connections to look", func() bool {
+		return !slices.ContainsFunc(entries, func(e *accept.Entry) bool {
+			c := e.Conn.(*conn)
 			c.mu.Lock()
-			looked = !c.kicked.Load() || c.gone
-			c.mu.Unlock()
-		}
-	}
+			defer c.mu.Unlock()
+			return c.kicked.Load() && !c.gone && !c.other
+		})
+	})
 }
 
 // waitEmpty waits until no connection is left, in the book or in the count.

@@ -288,7 +288,7 @@ func TestRefusedConnectionsAreServedOn(t *testing.T) {
 		t.Error("the answer says Connection: close before the refusal")
 	}
 	within(t, d.mover.done, "the refusal")
-	g.kickAndLook(d)
+	g.kickAndLook(t, d)
 	c.send(get)
 	if resp := c.expect("done"); !resp.Close {
 		t.Error("the answer after the refusal does not say Connection: close")

@@ -43,7 +43,8 @@ const (
 	defaultDrainTimeout = time.Minute
 	defaultIdleGrace    = 5 * time.Second
 
-	// defaultSpreadEach is the time between one connection's notice and the next.
+	// defaultSpreadEach is how much each connection adds to the time in which all
+	// clients are told to open new ones.
 	defaultSpreadEach = 30 * time.Millisecond
 )
 
@@ -80,9 +81,10 @@ func DrainTimeout(d time.Duration) Option {
 }
 
 // IdleGrace is how long a connection that cannot move stays open for its
-// client's next request after a handoff; five seconds by default. Within it, but
-// no later than after a quarter of DrainTimeout, clients are told to open a new
-// connection: one after the other, so that handshakes do not wait for each other.
+// client's next request after a handoff; five seconds by default. Clients that
+// send requests are told to open a new connection: one after the other, so that
+// handshakes do not wait for each other. That takes 30 ms for each of them, but no
+// longer than the grace time, or a quarter of DrainTimeout.
 func IdleGrace(d time.Duration) Option {
 	return func(a *app) { a.idleGrace = d }
 }
@@ -90,7 +92,7 @@ func IdleGrace(d time.Duration) Option {
 // OnDrain calls hook, in a goroutine of its own, when a drain begins: it is time
 // for the owners of hijacked connections, such as WebSockets, to end them. The
 // hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
-// connections are left. It may be called again if a successor fails.
+// connections are left, and the clients of HTTP/2 were told to open new ones. It may be called again if a successor fails.
 func OnDrain(hook func()) Option {
 	return func(a *app) { a.onDrain = append(a.onDrain, hook) }
 }

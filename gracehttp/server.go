@@ -39,7 +39,7 @@ type server struct {
 	user *http.Server // as Serve was given it
 
 	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
-	changed chan struct{} // http1 may have become 0
+	changed chan struct{} // http1 may have become 0, or an HTTP/2 connection has ended
 	hooks   atomic.Int64  // calls of userShutdown that are ours, and still to come
 
 	mu      sync.Mutex   // guards what follows
@@ -200,10 +200,15 @@ func (s *server) admit(c *conn, enter func(*accept.Entry)) {
 // left is called when a connection is closed, or no longer speaks HTTP/1.
 func (s *server) left() {
 	if s.http1.Add(-1) == 0 {
-		select {
-		case s.changed <- struct{}{}:
-		default:
-		}
+		s.change()
+	}
+}
+
+// change wakes a drain.
+func (s *server) change() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
 	}
 }
 

@@ -77,12 +77,17 @@ func runMessenger() struct{} {
 	return struct{}{}
 }
 
-// isPaired reports whether a descriptor is an end of a socket pair, or at least a
-// unix socket that is connected.
+// isPaired reports whether a descriptor is an end of a socket pair: a unix socket
+// that is connected, and has no name at either end.
 func isPaired(fd int) bool {
-	peer, err := syscall.Getpeername(fd)
-	_, ok := peer.(*syscall.SockaddrUnix)
-	return err == nil && ok
+	for _, nameOf := range []func(int) (syscall.Sockaddr, error){syscall.Getpeername, syscall.Getsockname} {
+		addr, err := nameOf(fd)
+		unix, ok := addr.(*syscall.SockaddrUnix)
+		if err != nil || !ok || unix.Name != "" && unix.Name != "@" {
+			return false
+		}
+	}
+	return true
 }
 
 func beMessenger(successor int) error {

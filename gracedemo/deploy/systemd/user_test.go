@@ -85,22 +85,15 @@ func awaitAnswer(t *testing.T, addr string) (pid int) {
 	return pid
 }
 
-// awaitParent waits until a process's parents have ended but for this one.
+// awaitParent waits until a process has this parent.
 func awaitParent(t *testing.T, pid, want int) {
 	t.Helper()
-	for {
+	driver.Eventually(t, fmt.Sprintf("the parent of pid %d to be pid %d", pid, want), func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, rest, _ := strings.Cut(string(b), ") ")
-		ppid, _ := strconv.Atoi(strings.Fields(rest)[1])
-		switch ppid {
-		case want:
-			return
-		case 0, 1:
-			t.Fatalf("the parent of pid %d is pid %d, want pid %d", pid, ppid, want)
-		}
-		driver.AwaitEnd(ppid)
-	}
+		return strings.Fields(rest)[1] == strconv.Itoa(want)
+	})
 }

@@ -3,8 +3,10 @@
 package driver
 
 import (
+	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -83,10 +85,10 @@ func Eventually(tb testing.TB, what string, is func() bool) {
 func AwaitRefused(tb testing.TB, network, addr string) {
 	tb.Helper()
 	Eventually(tb, "connections to "+addr+" to be refused", func() bool {
-		c, err := net.Dial(network, addr)
+		c, err := net.DialTimeout(network, addr, time.Second) // a full backlog does not answer
 		if err == nil {
 			c.Close()
 		}
-		return err != nil
+		return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 	})
 }

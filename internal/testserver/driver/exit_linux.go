@@ -26,7 +26,7 @@ var becomeReaper = sync.OnceFunc(func() {
 // does.
 func (p *Process) reap() {
 	defer close(p.exited)
-	AwaitEnd(p.Pid)
+	awaitEnd(p.Pid)
 	for range 200 {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(p.Pid, &status, syscall.WNOHANG, nil)
@@ -45,8 +45,8 @@ func (p *Process) reap() {
 	}
 }
 
-// AwaitEnd waits until a process has ended, whosever child it is.
-func AwaitEnd(pid int) {
+// awaitEnd waits until a process has ended, whosever child it is.
+func awaitEnd(pid int) {
 	fd, _, errno := syscall.Syscall(sysPidfdOpen, uintptr(pid), 0, 0)
 	if errno != 0 {
 		return // it has ended, and was waited for

@@ -211,11 +211,15 @@ func (u *Unit) AwaitLog(text string) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	defer time.AfterFunc(driver.Patience, func() { cmd.Process.Kill() }).Stop()
+	timeout := time.AfterFunc(driver.Patience, func() { cmd.Process.Kill() })
+	defer timeout.Stop()
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if strings.Contains(lines.Text(), text) {
 			return
 		}
+	}
+	if timeout.Stop() {
+		u.tb.Fatal("journalctl --follow has ended by itself")
 	}
 	u.tb.Fatalf("%s has not logged %q within %v", u.Name, text, driver.Patience)
 }
