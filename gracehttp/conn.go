@@ -44,8 +44,8 @@ type conn struct {
 	gone     bool      // moved or ended: Read returns io.EOF
 	shared   bool      // offered and not taken: a copy may be on its way for long
 	other    bool      // hijacked or HTTP/2
-	since    time.Time // when it became idle during a drain
 	lapses   bool      // lapse is to be called
+	since    time.Time // when it became idle during a drain
 	http2    net.Conn  // what net/http speaks HTTP/2 on, or nil
 	streams  bool      // HTTP/2: some are open
 	parting  bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
