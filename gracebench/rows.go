@@ -154,7 +154,7 @@ type row struct {
 	Resumed  string         `json:",omitempty"` // of new TLS connections
 
 	Before, During, Drain, After summary
-	Ratio                        estimate // of p99, see ratioOf
+	Ratio                        estimate `json:",omitzero"` // of p99, see ratioOf
 
 	FirstAnswer summary // after the signal
 	Gone        summary // after the signal

@@ -148,7 +148,7 @@ func (d *drain) give(http2Only bool) {
 	d.notice.Store(n)
 }
 
-// count returns how many connections are not hijacked, or speak HTTP/2.
+// count returns how many connections are not hijacked, or how many speak HTTP/2.
 func (d *drain) count(http2Only bool) int {
 	n := 0
 	for _, e := range d.server.gate.Entries() {

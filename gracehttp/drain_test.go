@@ -57,7 +57,11 @@ func connect(t *testing.T, g *generation) *client {
 
 // begin begins a drain, whose result it returns on a channel.
 func (g *generation) begin(t *testing.T, to *handoff.Successor) (drained <-chan error, cancel func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	return g.beginIn(t, context.Background(), to)
+}
+
+func (g *generation) beginIn(t *testing.T, parent context.Context, to *handoff.Successor) (drained <-chan error, cancel func()) {
+	ctx, cancel := context.WithCancel(parent)
 	t.Cleanup(cancel)
 	done, begun := make(chan error, 1), make(chan bool)
 	OnDrain(sync.OnceFunc(func() { close(begun) }))(g.app)
@@ -764,6 +768,19 @@ func TestTimeToTellClients(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestDrainKnowsItsDeadline(t *testing.T) {
+	t.Parallel()
+	g := serveKind(t, "tls", &http.Server{}, time.Minute)
+	g.app.spreadEach = time.Hour
+	connect(t, g)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	g.beginIn(t, ctx, handOver)
+	if got := g.draining.Load().notice.Load().spread; got > 30*time.Second || got < 25*time.Second {
+		t.Errorf("clients are told within %v of two minutes, want half a minute", got)
 	}
 }
 

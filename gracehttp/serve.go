@@ -82,9 +82,10 @@ func DrainTimeout(d time.Duration) Option {
 
 // IdleGrace is how long a connection that cannot move stays open for its
 // client's next request after a handoff; five seconds by default. Clients that
-// send requests are told to open a new connection: one after the other, so that
-// handshakes do not wait for each other. That takes 30 ms for each of them, but no
-// longer than the grace time, or a quarter of DrainTimeout.
+// send requests are told to open a new connection, over TCP one after the other,
+// so that handshakes do not wait for each other. That takes 30 ms for each of them
+// but no longer than the grace time, and less where DrainTimeout leaves no room
+// for it.
 func IdleGrace(d time.Duration) Option {
 	return func(a *app) { a.idleGrace = d }
 }

@@ -8,12 +8,12 @@ import (
 
 func TestMessengerIsKnownByItsSocket(t *testing.T) {
 	t.Parallel()
-	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	ends, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeAll(pair[:])
-	for _, fd := range pair {
+	defer closeAll(ends[:])
+	for _, fd := range ends {
 		if !isPaired(fd) {
 			t.Error("an end of a socket pair is not taken for one")
 		}
@@ -25,16 +25,7 @@ func TestMessengerIsKnownByItsSocket(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		client, err := net.Dial(network, l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		server, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer server.Close()
+		client, server := pair(t, l)
 		for name, c := range map[string]any{"listener": l, "client": client, "server": server} {
 			if err := withFDs([]syscall.Conn{c.(syscall.Conn)}, func(fds []int) error {
 				if isPaired(fds[0]) {

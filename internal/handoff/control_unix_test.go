@@ -567,21 +567,25 @@ func TestOneClosedConnectionLendsNone(t *testing.T) {
 	}
 }
 
-// tcpPair returns both ends of a new connection to l.
+// pair returns both ends of a new connection to l.
+func pair(t *testing.T, l net.Listener) (client, server net.Conn) {
+	t.Helper()
+	client, err := net.Dial(l.Addr().Network(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	server, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return client, server
+}
+
 func tcpPair(t *testing.T, l net.Listener) (client, server *net.TCPConn) {
 	t.Helper()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		c.Close()
-		s.Close()
-	})
+	c, s := pair(t, l)
 	return c.(*net.TCPConn), s.(*net.TCPConn)
 }
 

@@ -367,15 +367,7 @@ func TestUnixConnectionsMove(t *testing.T) {
 	g.pool.used = []*Socket{{Kind: Listener, Open: l}}
 	arrived := make(chan []net.Conn, 1)
 	g.Accept(l, func(files []*os.File) { arrived <- connsOf(t, files) })
-	client, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, server := pair(t, l)
 	if err := s.Move(l.(syscall.Conn), []syscall.Conn{server.(syscall.Conn)}); err != nil {
 		t.Fatal(err)
 	}
