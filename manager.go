@@ -112,6 +112,9 @@ func (p *Process) onStatus(text string, main bool) {
 		p.becomeMain()
 		p.storeListeners()
 	}
+	if !p.isMain.Load() {
+		return // our own successor is, and serves
+	}
 	p.notify("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", os.Getpid(), text)))
 }
 

@@ -240,8 +240,15 @@ func (v *supervisor) told(state handoff.State) {
 
 // follow makes a generation the current one. The first one is so before it is
 // ready.
+//
+// A generation is named twice: by itself, and later by its predecessor, which
+// may drain until there is a third one. So one that is known becomes current
+// again only if the one that came after it has ended.
 func (v *supervisor) follow(pid int) {
 	g := v.find(pid)
+	if g != nil && g != v.current && v.current.process.Signal(syscall.Signal(0)) == nil {
+		return
+	}
 	if g == nil {
 		if group, err := syscall.Getpgid(pid); err != nil || group != v.group {
 			return // not one of ours, or it has ended meanwhile

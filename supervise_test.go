@@ -150,6 +150,37 @@ func TestSignalsReachAGenerationOnce(t *testing.T) {
 	}
 }
 
+// A predecessor that drains long names its successor when that one has a
+// successor itself, which serves already.
+func TestSignalsReachTheLatestOfThreeGenerations(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start(httpArgs("-supervise", "-report-signals")...)
+	supervisor, first := s.First(), s.Ready(1)
+	slow(t, s, first.Addrs[0])
+	supervisor.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	slow(t, s, second.Addrs[0])
+	s.Line(fmt.Sprintf("pid %d drains", first.Pid))
+	supervisor.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	m.next(fmt.Sprintf("WATCHDOG=1\nSTATUS=Serving with pid %d", second.Pid)) // that is when it is named
+	supervisor.Signal(syscall.SIGUSR1)
+	s.Line(fmt.Sprintf("^got pid=%d signal=%s$", third.Pid, strings.ReplaceAll(syscall.SIGUSR1.String(), " ", "-")))
+
+	// Both drains are reported every second.
+	m.next(fmt.Sprintf("WATCHDOG=1\nSTATUS=Serving with pid %d", third.Pid))
+	known := len(m.all())
+	for range 2 {
+		m.next(fmt.Sprintf("STATUS=Serving with pid %d; pid %d drains .*", third.Pid, second.Pid))
+	}
+	for _, st := range m.all()[known:] {
+		if !strings.Contains(st.text, fmt.Sprintf("Serving with pid %d", third.Pid)) {
+			t.Errorf("pid %d serves, not: %v", third.Pid, st)
+		}
+	}
+}
+
 // A restart signal would end a process that does not look after it yet.
 func TestRestartSignalWaitsForTheFirstGeneration(t *testing.T) {
 	t.Parallel()
