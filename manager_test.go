@@ -522,6 +522,28 @@ func TestRestartSignalsWhileOneIsUnderWayDoNotStayReloading(t *testing.T) {
 	}
 }
 
+// The restart is over for whoever has seen the successor's first answer, though its
+// predecessor may still have to hear of it.
+func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, httpArgs()...)
+	p := s.Ready(1)
+	load := driver.StartLoad(t, p.Addrs[0], "/pid")
+	const restarts = 20
+	for n := range restarts {
+		slow(t, s, p.Addrs[0]) // so that it is there to pass signals on
+		p.Signal(syscall.SIGUSR2)
+		load.Await(2*n + 2)
+		p.Signal(syscall.SIGUSR2)
+		load.Await(2*n + 3)
+		p = s.Ready(2*n + 3)
+	}
+	load.NothingLost()
+	if n := s.Count("restart signal ignored"); n != 0 {
+		t.Errorf("%d of %d restart signals were ignored", n, 2*restarts)
+	}
+}
+
 func TestStopSaysWhatIsLeftAndAsksForTime(t *testing.T) {
 	t.Parallel()
 	m := newManager(t)

@@ -51,6 +51,7 @@ type waiter struct {
 	ready     chan *handoff.Successor
 	failed    chan error // of a server that cannot go on
 	told      time.Time  // to stop, first
+	early     os.Signal  // to restart, for a successor that serves but is not on ready yet
 }
 
 func (w *waiter) run() error {
@@ -76,8 +77,12 @@ func (w *waiter) run() error {
 
 	for {
 		select {
-		case <-w.p.usr2:
-			go w.p.restartAndLog(w.listeners)
+		case sig := <-w.p.usr2:
+			if s := w.g.Starting(); s != nil && s.Ready() {
+				w.early = sig // for s, which arrives on w.ready
+			} else {
+				go w.p.restartAndLog(w.listeners)
+			}
 
 		case sig := <-w.signals:
 			if s := w.g.Starting(); s != nil && sig == syscall.SIGTERM && s.TermMeansReady() {
@@ -228,6 +233,13 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		default:
 		}
 		return true, drainErr
+	}
+	if w.early != nil {
+		select {
+		case w.p.usr2 <- w.early:
+		default: // one more is waiting
+		}
+		w.early = nil
 	}
 	for {
 		select {

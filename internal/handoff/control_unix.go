@@ -122,6 +122,22 @@ type announcedMessage struct {
 	announced int // descriptors, by the header
 }
 
+// waitReadable waits until there is something to read, or the other end is closed.
+func waitReadable(raw syscall.RawConn) error {
+	return raw.Read(readable)
+}
+
+// readable reports whether a non-blocking socket has something to read, and
+// leaves it there.
+func readable(fd uintptr) bool {
+	for {
+		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+		if err != syscall.EINTR {
+			return err != syscall.EAGAIN
+		}
+	}
+}
+
 // readMessage reads a header and the body that it announces.
 func readMessage(r io.Reader) (announcedMessage, error) {
 	var header [headerSize]byte

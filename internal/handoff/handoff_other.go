@@ -49,6 +49,7 @@ func (s *Socket) Describe() string { return string(s.Kind) }
 func (s *Socket) Descriptor() int { return -1 }
 
 func (s *Successor) TakeBack()                               {}
+func (s *Successor) Ready() bool                             { return false }
 func (s *Successor) giveUp()                                 {}
 func (s *Successor) TermMeansReady() bool                    { return false }
 func (s *Successor) HandOver(time.Duration) error            { return errors.ErrUnsupported }

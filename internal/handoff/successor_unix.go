@@ -52,6 +52,7 @@ type Successor struct {
 	giveUpOnce  sync.Once
 	heard       chan struct{} // closed when it can say no more
 	mute        chan struct{} // closed when it can no longer say that it is ready
+	hearing     sync.Mutex    // held while its words are read and acted on
 	exited      chan struct{} // closed when it has ended and was waited for
 	steppedDown chan struct{} // closed when it has said that it is ending itself
 	stopping    atomic.Bool   // and that it was told to
@@ -150,7 +151,7 @@ func (s *Successor) start(providers map[string]func() []byte) error {
 		s.Started = time.Now()
 		pid, err := fork(fds, what.environ(os.Environ()), nil)
 		s.g.mu.Lock()
-		s.Pid = pid
+		s.Pid, s.control = pid, control
 		s.g.mu.Unlock()
 		return err
 	})
@@ -159,7 +160,6 @@ func (s *Successor) start(providers map[string]func() []byte) error {
 		return err
 	}
 
-	s.control = control
 	s.process, _ = os.FindProcess(s.Pid) // never fails on Unix
 	go s.wait()
 	go s.receive()
@@ -367,47 +367,82 @@ func (s *Successor) receive() {
 	defer s.refuseWaiting() // last: a Move that comes now sees heard closed
 	defer close(s.heard)
 	defer s.control.close()
-	for {
-		m, err := s.control.receive()
-		if err != nil {
-			// One built on facebookgo/grace never says anything.
-			if isClosed(s.hello) && !isClosed(s.ready) {
-				close(s.mute)
-			}
-			return
-		}
-		closeAll(m.fds)
-		switch m.kind {
-		case kindHello:
-			var b helloBody
-			if m.decode(&b) == nil && !isClosed(s.hello) {
-				s.moves = b.Moves
-				close(s.hello)
-			}
-		case kindReady:
-			s.markReady()
-		case kindTaken:
-			var b takenBody
-			if m.decode(&b) == nil {
-				s.answered(b)
-			}
-		case kindWaits:
-			s.waits.Store(true)
-		case kindParted:
-			if !isClosed(s.parted) {
-				close(s.parted)
-			}
-		case kindStepDown:
-			var b stepDownBody
-			m.decode(&b) // one that says nothing has a successor
-			if b.Stopping {
-				s.stopping.Store(true)
-			}
-			if !isClosed(s.steppedDown) {
-				close(s.steppedDown)
-			}
+	raw, err := s.control.conn.SyscallConn()
+	for err == nil {
+		if err = waitReadable(raw); err == nil {
+			err = s.hear(raw)
 		}
 	}
+	// One built on facebookgo/grace never says anything.
+	if isClosed(s.hello) && !isClosed(s.ready) {
+		close(s.mute)
+	}
+}
+
+// hear acts on all that the successor has said by now.
+func (s *Successor) hear(raw syscall.RawConn) error {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
+	for {
+		unread := false
+		if err := raw.Control(func(fd uintptr) { unread = readable(fd) }); err != nil || !unread {
+			return err
+		}
+		m, err := s.control.receive()
+		if err != nil {
+			return err
+		}
+		s.told(m)
+	}
+}
+
+// told acts on a message.
+func (s *Successor) told(m *message) {
+	closeAll(m.fds)
+	switch m.kind {
+	case kindHello:
+		var b helloBody
+		if m.decode(&b) == nil && !isClosed(s.hello) {
+			s.moves = b.Moves
+			close(s.hello)
+		}
+	case kindReady:
+		s.markReady()
+	case kindTaken:
+		var b takenBody
+		if m.decode(&b) == nil {
+			s.answered(b)
+		}
+	case kindWaits:
+		s.waits.Store(true)
+	case kindParted:
+		if !isClosed(s.parted) {
+			close(s.parted)
+		}
+	case kindStepDown:
+		var b stepDownBody
+		m.decode(&b) // one that says nothing has a successor
+		if b.Stopping {
+			s.stopping.Store(true)
+		}
+		if !isClosed(s.steppedDown) {
+			close(s.steppedDown)
+		}
+	}
+}
+
+// Ready reports whether the successor has said by now that it is ready.
+func (s *Successor) Ready() bool {
+	s.g.mu.Lock()
+	c := s.control
+	s.g.mu.Unlock()
+	if c == nil {
+		return false // it is just being started
+	}
+	if raw, err := c.conn.SyscallConn(); err == nil {
+		s.hear(raw) // an error reaches receive too
+	}
+	return isClosed(s.ready)
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -76,6 +76,33 @@ func send(t *testing.T, c *control, k kind, body any, fds ...int) {
 	}
 }
 
+// A signal that was sent after that shall not be taken for one that was sent before.
+func TestReadyIsKnownWhenItHasBeenSaid(t *testing.T) {
+	ours, theirs := newPair(t)
+	defer theirs.close()
+	s := playedSuccessor(newGeneration(), ours) // nobody has listened yet
+	defer ours.close()
+	for _, k := range []kind{0, kindHello, kindWaits} {
+		if k != 0 {
+			send(t, theirs, k, helloBody{})
+		}
+		if s.Ready() {
+			t.Fatalf("ready after message %d", k)
+		}
+	}
+	send(t, theirs, kindReady, nil)
+	if !s.Ready() {
+		t.Error("it was not read that the successor is ready")
+	}
+	theirs.close()
+	if !s.Ready() {
+		t.Error("what was said counts no more when the other end is closed")
+	}
+	if (&Successor{g: newGeneration()}).Ready() {
+		t.Error("a successor is ready that does not run yet")
+	}
+}
+
 func TestReadyEndsTheWait(t *testing.T) {
 	s, peer := play(t)
 	send(t, peer, kindHello, helloBody{Moves: true})

@@ -92,14 +92,6 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 	return &Supervisor{First: pid, Told: told, raw: raw, buf: make([]byte, 64<<10)}, nil
 }
 
-// waitReadable waits until there is something to read, and leaves it there.
-func waitReadable(raw syscall.RawConn) error {
-	return raw.Read(func(fd uintptr) bool {
-		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return err != syscall.EAGAIN
-	})
-}
-
 // States returns what the generations have told by now, and whether none is left
 // that could tell more. Its caller owns the descriptors.
 func (s *Supervisor) States() (states []State, over bool) {
