@@ -28,25 +28,25 @@ var longAgo = time.Unix(1, 0)
 type conn struct {
 	// What each request touches comes first: in a tcpConn it shares a line of the
 	// processor's cache, of 64 bytes, with the pointer before it and nothing else.
-	raw      rawConn
-	server   *server
-	mu       sync.Mutex   // guards armed and the last group, and lets kicked become true only while idle
-	deadline atomic.Int64 // for reads, as net/http wants it: see packTime
-	idle     atomic.Bool  // between requests: no byte of the next one has been read
-	fresh    atomic.Bool  // no request has been read yet, or it is HTTP/2
-	kicked   atomic.Bool  // the next, or waiting, Read must look whether to end
-	largest  uint16       // for whoever reads: what a Read between requests has asked for
-	preface  int8         // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another
-	armed    bool         // net/http has set the deadline for being idle
+	raw     rawConn
+	server  *server
+	mu      sync.Mutex  // guards armed and the last group, and lets kicked become true only while idle
+	idle    atomic.Bool // between requests: no byte of the next one has been read
+	fresh   atomic.Bool // no request has been read yet, or it is HTTP/2
+	kicked  atomic.Bool // the next, or waiting, Read must look whether to end
+	largest uint16      // for whoever reads: what a Read between requests has asked for
+	preface int8        // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another
+	armed   bool        // net/http has set the deadline for being idle
 
 	entry accept.Entry
 
+	deadline time.Time // for reads, as net/http wants it; unless fresh, only while idle
+	since    time.Time // when it became idle during a drain
+	http2    net.Conn  // what net/http speaks HTTP/2 on, or nil
 	gone     bool      // moved or ended: Read returns io.EOF
 	shared   bool      // offered and not taken: a copy may be on its way for long
 	other    bool      // hijacked or HTTP/2
 	lapses   bool      // lapse is to be called
-	since    time.Time // when it became idle during a drain
-	http2    net.Conn  // what net/http speaks HTTP/2 on, or nil
 	streams  bool      // HTTP/2: some are open
 	parting  bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
 	overhead uint8     // of a TLS record
@@ -60,24 +60,6 @@ type rawConn interface {
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
 }
-
-// packTime makes eight bytes of a deadline: its distance from a moment, or 0 for
-// none.
-func packTime(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return int64(t.Sub(epoch)) | 1 // never 0, off by a nanosecond
-}
-
-func unpackTime(d int64) time.Time {
-	if d == 0 {
-		return time.Time{}
-	}
-	return epoch.Add(time.Duration(d))
-}
-
-var epoch = time.Now()
 
 // wrap makes a connection ours. It is not in the book yet.
 func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
@@ -142,7 +124,9 @@ func (c *conn) read(b []byte) (int, error) {
 		n, err := c.raw.Read(b)
 		if n > 0 {
 			if c.idle.Load() { // HTTP/2 may have become so meanwhile
-				c.idle.Store(false)
+				c.mu.Lock()
+				c.begin()
+				c.mu.Unlock()
 			}
 			if c.preface >= 0 {
 				c.lookForPreface(b[:n])
@@ -155,6 +139,16 @@ func (c *conn) read(b []byte) (int, error) {
 	}
 }
 
+// begin is called when a request begins: from then on nobody kicks. The caller
+// holds c.mu.
+func (c *conn) begin() {
+	c.idle.Store(false)
+	if c.kicked.Load() && !c.gone && !c.handshaking() {
+		c.kicked.Store(false)
+		c.raw.SetReadDeadline(c.deadline)
+	}
+}
+
 // look is what kick asks for: it ends an idle connection if a drain wants that,
 // and reports whether it has ended. The caller is the one that reads.
 func (c *conn) look(b []byte) bool {
@@ -162,7 +156,7 @@ func (c *conn) look(b []byte) bool {
 	defer c.mu.Unlock()
 	for c.kicked.Load() && !c.gone {
 		c.kicked.Store(false)
-		c.restoreDeadline()
+		c.raw.SetReadDeadline(c.deadline)
 		if !c.empty(b) {
 			c.idle.Store(false) // a request, or part of one, is in the buffer
 		}
@@ -172,15 +166,6 @@ func (c *conn) look(b []byte) bool {
 		}
 	}
 	return c.gone
-}
-
-// restoreDeadline sets the read deadline that net/http wants, also one that it sets
-// meanwhile.
-func (c *conn) restoreDeadline() {
-	for set := c.deadline.Load() - 1; set != c.deadline.Load(); {
-		set = c.deadline.Load()
-		c.raw.SetReadDeadline(unpackTime(set))
-	}
 }
 
 // http2Preface begins an HTTP/2 connection without TLS (RFC 9113, section 3.4).
@@ -296,11 +281,10 @@ func (c *conn) settle() bool {
 
 // setState follows net/http.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
-	if state == http.StateActive && !c.fresh.Load() && !c.idle.Load() {
+	if state == http.StateNew || state == http.StateClosed {
 		return
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	switch state {
 	case http.StateActive:
 		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && !c.other {
@@ -311,30 +295,33 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 			}
 		}
 		c.fresh.Store(c.http2 != nil) // so that each state of HTTP/2 comes here
-		c.idle.Store(false)
+		c.begin()
 		c.streams = true
 	case http.StateIdle:
 		c.idle.Store(true)
 		c.streams = false
-		if c.other {
-			return
-		}
 		c.armed = false
-		d := c.server.draining.Load()
-		switch {
-		case d == nil:
-		case d.moves() || d.stop:
-			c.kicked.Store(true)
-		default:
-			c.since = time.Now()
-			if !c.lapses {
-				c.lapses = true
-				time.AfterFunc(c.server.app.idleGrace, c.lapse)
-			}
+		if d := c.server.draining.Load(); d != nil && !c.other {
+			c.idleInDrain(d)
 		}
 	case http.StateHijacked:
 		c.idle.Store(false)
 		c.leave()
+	}
+	c.mu.Unlock()
+}
+
+// idleInDrain is called when the connection becomes idle during a drain. The caller
+// holds c.mu.
+func (c *conn) idleInDrain(d *drain) {
+	if d.moves() || d.stop {
+		c.kicked.Store(true)
+		return
+	}
+	c.since = time.Now()
+	if !c.lapses {
+		c.lapses = true
+		time.AfterFunc(c.server.app.idleGrace, c.lapse)
 	}
 }
 
@@ -366,55 +353,93 @@ func (c *conn) close() error {
 	return err
 }
 
-// setReadDeadline is SetReadDeadline. After a response net/http sets the deadline
-// for being idle; the next time, the next request has begun: it may have been in
-// the buffer, so that no Read has shown it.
-func (c *conn) setReadDeadline(t time.Time) error {
-	c.deadline.Store(packTime(t))
-	if c.idle.Load() {
-		c.mu.Lock()
-		if !c.fresh.Load() {
-			c.idle.Store(!c.armed)
-			c.armed = true
-		}
-		ours := c.kicked.Load() && c.idle.Load() // then look sets it
-		c.mu.Unlock()
-		if ours {
-			return nil
-		}
-	}
-	return c.raw.SetReadDeadline(t)
-}
+// busy reports whether a request is under way on HTTP/1. Nobody kicks then: what is
+// read and the deadlines are net/http's alone.
+func (c *conn) busy() bool { return !c.idle.Load() && !c.fresh.Load() }
 
-func (c *conn) setDeadline(t time.Time) error {
-	if err := c.raw.SetWriteDeadline(t); err != nil {
-		return err
+// setReadDeadline is SetReadDeadline where it is not busy. After a response net/http
+// sets the deadline for being idle; the next time, the next request has begun: it may
+// have been in the buffer, so that no Read has shown it.
+func (c *conn) setReadDeadline(t time.Time) (err error) {
+	c.mu.Lock()
+	c.deadline = t
+	if c.idle.Load() && !c.fresh.Load() {
+		if c.armed {
+			c.begin()
+		}
+		c.armed = true
 	}
-	return c.setReadDeadline(t)
+	if !c.kicked.Load() || !c.idle.Load() { // else look sets it
+		err = c.raw.SetReadDeadline(t)
+	}
+	c.mu.Unlock()
+	return err
 }
 
 // The connection types embed the concrete ones, so that net/http and handlers
-// find all their methods: ReadFrom (sendfile), CloseWrite, SyscallConn, …
+// find all their methods: ReadFrom (sendfile), CloseWrite, SyscallConn, … While a
+// request is under way, and nothing is restarted, they add nothing to those.
 
 type tcpConn struct {
 	*net.TCPConn
-	conn conn
-	_    [8]byte // to a whole number of cache lines: several are allocated together
+	conn conn // this makes it a whole number of cache lines: several are allocated together
 }
 
-func (c *tcpConn) Read(b []byte) (int, error)        { return c.conn.read(b) }
-func (c *tcpConn) Write(b []byte) (int, error)       { return c.conn.write(c.TCPConn, b) }
-func (c *tcpConn) Close() error                      { return c.conn.close() }
-func (c *tcpConn) SetDeadline(t time.Time) error     { return c.conn.setDeadline(t) }
-func (c *tcpConn) SetReadDeadline(t time.Time) error { return c.conn.setReadDeadline(t) }
+func (c *tcpConn) Read(b []byte) (int, error) {
+	if c.conn.busy() {
+		return c.conn.raw.Read(b)
+	}
+	return c.conn.read(b)
+}
+
+func (c *tcpConn) Write(b []byte) (int, error) {
+	if c.conn.server.draining.Load() == nil {
+		return c.TCPConn.Write(b)
+	}
+	return c.conn.write(c.TCPConn, b)
+}
+
+func (c *tcpConn) Close() error { return c.conn.close() }
+
+func (c *tcpConn) SetReadDeadline(t time.Time) error {
+	if c.conn.busy() {
+		return c.conn.raw.SetReadDeadline(t)
+	}
+	return c.conn.setReadDeadline(t)
+}
+
+func (c *tcpConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
+}
 
 type unixConn struct {
 	*net.UnixConn
 	conn conn
 }
 
-func (c *unixConn) Read(b []byte) (int, error)        { return c.conn.read(b) }
-func (c *unixConn) Write(b []byte) (int, error)       { return c.conn.write(c.UnixConn, b) }
-func (c *unixConn) Close() error                      { return c.conn.close() }
-func (c *unixConn) SetDeadline(t time.Time) error     { return c.conn.setDeadline(t) }
-func (c *unixConn) SetReadDeadline(t time.Time) error { return c.conn.setReadDeadline(t) }
+func (c *unixConn) Read(b []byte) (int, error) {
+	if c.conn.busy() {
+		return c.conn.raw.Read(b)
+	}
+	return c.conn.read(b)
+}
+
+func (c *unixConn) Write(b []byte) (int, error) {
+	if c.conn.server.draining.Load() == nil {
+		return c.UnixConn.Write(b)
+	}
+	return c.conn.write(c.UnixConn, b)
+}
+
+func (c *unixConn) Close() error { return c.conn.close() }
+
+func (c *unixConn) SetReadDeadline(t time.Time) error {
+	if c.conn.busy() {
+		return c.conn.raw.SetReadDeadline(t)
+	}
+	return c.conn.setReadDeadline(t)
+}
+
+func (c *unixConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
+}

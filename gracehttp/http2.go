@@ -25,12 +25,9 @@ func (s *server) partHTTP2() {
 	}
 }
 
-// write is Write for net/http, to raw. On HTTP/2 without streams, GOAWAY is the
-// last that it writes.
+// write is Write for net/http during a drain, to raw. On HTTP/2 without streams,
+// GOAWAY is the last that it writes.
 func (c *conn) write(raw net.Conn, b []byte) (int, error) {
-	if c.server.draining.Load() == nil {
-		return raw.Write(b)
-	}
 	last := c.goingAway(b)
 	n, err := raw.Write(b)
 	if last && err == nil {

@@ -75,7 +75,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		srv.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
 	}
 	srv.Handler = s
-	srv.ConnState = s.connState
+	srv.ConnState = s.connState()
 	srv.RegisterOnShutdown(s.userShutdown)
 	if s.tls {
 		keepTickets(srv, name)
@@ -128,13 +128,21 @@ func upgrades(r *http.Request) bool {
 	return to != "" && to != "h2c"
 }
 
-// connState follows the connections' states.
-func (s *server) connState(nc net.Conn, state http.ConnState) {
-	if c := coreOf(nc); c != nil {
-		c.setState(nc, state)
-	}
-	if s.state != nil {
-		s.state(nc, state)
+// connState returns what follows the connections' states.
+func (s *server) connState() func(net.Conn, http.ConnState) {
+	return func(nc net.Conn, state http.ConnState) {
+		var c *conn
+		if t, ok := nc.(*tcpConn); ok {
+			c = &t.conn // as coreOf, but sooner
+		} else {
+			c = coreOf(nc)
+		}
+		if c != nil && !(state == http.StateActive && c.busy()) {
+			c.setState(nc, state)
+		}
+		if s.state != nil {
+			s.state(nc, state)
+		}
 	}
 }
 
