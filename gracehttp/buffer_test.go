@@ -4,10 +4,13 @@ package gracehttp
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -289,4 +292,93 @@ func (c *temptingConn) SetReadDeadline(t time.Time) error {
 		c.interrupted.Store(true)
 	}
 	return c.rawConn.SetReadDeadline(t)
+}
+
+// A kick sets a deadline in the past, and may come while a request begins: then
+// nothing of it must be left.
+func TestKicksAtAnyTimeAreNotNoticed(t *testing.T) {
+	for _, timeout := range []time.Duration{0, time.Hour} {
+		for _, encrypted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("timeouts=%v TLS=%v", timeout, encrypted), func(t *testing.T) {
+				t.Parallel()
+				kicksAtAnyTime(t, timeout, encrypted)
+			})
+		}
+	}
+}
+
+func kicksAtAnyTime(t *testing.T, timeout time.Duration, encrypted bool) {
+	srv := &http.Server{Handler: named("server"), ReadTimeout: timeout, ReadHeaderTimeout: timeout, IdleTimeout: timeout}
+	var config *tls.Config
+	if encrypted {
+		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate().cert}}
+		config = clientTLS("http/1.1")
+	}
+	g := serveGeneration(t, "tcp", srv, time.Hour)
+	var d *drain
+	if encrypted {
+		d = &drain{server: g.server}
+		d.notice.Store(&notice{begin: time.Now().Add(time.Hour)}) // nobody is told to leave
+		g.draining.Store(d)
+	} else {
+		d = g.drainWith(t, func(*conn) bool { return false })
+		g.gate.Resume()
+	}
+
+	const clients, conns, requests = 4, 15, 20
+	one := func(random *rand.Rand) error {
+		nc, err := net.Dial("tcp", g.addr)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		if encrypted {
+			nc = tls.Client(nc, config)
+		}
+		c := newClient(t, nc)
+		for n := range requests {
+			body := random.IntN(5000)
+			request := fmt.Sprintf("POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", n, body, strings.Repeat("b", body))
+			cut := random.IntN(len(request))
+			for _, part := range []string{request[:cut], request[cut:]} {
+				if _, err := io.WriteString(c, part); err != nil {
+					return fmt.Errorf("request %d: %w", n, err)
+				}
+			}
+			resp, got, err := c.tryAnswer()
+			if want := fmt.Sprintf("server /%d %d", n, body); err != nil || resp.Close || got != want {
+				return fmt.Errorf("request %d: %v, %+v, %q", n, err, resp, got)
+			}
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			random := rand.New(rand.NewPCG(uint64(i), 0))
+			for range conns {
+				if err := one(random); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}()
+	}
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	for kicks := 1; ; kicks++ {
+		d.kickAll()
+		select {
+		case <-done:
+			t.Logf("kicked %d times", kicks)
+			return
+		default:
+			runtime.Gosched()
+		}
+	}
 }
