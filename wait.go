@@ -154,6 +154,9 @@ func (w *waiter) same() bool {
 
 // stop closes all listeners. No successor takes over.
 func (w *waiter) stop() error {
+	if w.early != nil {
+		w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
+	}
 	starting := w.g.Starting()
 	w.g.Stop(true)
 	if starting != nil {

@@ -409,7 +409,10 @@ func (c *tcpConn) SetReadDeadline(t time.Time) error {
 }
 
 func (c *tcpConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
+	if err := c.SetWriteDeadline(t); err != nil {
+		return err
+	}
+	return c.SetReadDeadline(t)
 }
 
 type unixConn struct {
@@ -441,5 +444,8 @@ func (c *unixConn) SetReadDeadline(t time.Time) error {
 }
 
 func (c *unixConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
+	if err := c.SetWriteDeadline(t); err != nil {
+		return err
+	}
+	return c.SetReadDeadline(t)
 }

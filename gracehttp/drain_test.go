@@ -1159,3 +1159,37 @@ func TestShutdownByTheProgramAfterResume(t *testing.T) {
 		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
 }
+
+// A deadline that the user's hook sets is not taken for net/http's.
+func TestDeadlineOfAConnStateHookDoesNotHoldUpTheDrain(t *testing.T) {
+	srv := &http.Server{Handler: named("server"), ConnState: func(c net.Conn, state http.ConnState) {
+		if state == http.StateIdle {
+			c.SetReadDeadline(time.Now().Add(time.Hour))
+		}
+	}}
+	g := serveGeneration(t, "tcp", srv, time.Hour)
+	c := dial(t, g)
+	c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	c.expect("server / 0")
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := g.Drain(ctx, nil); err != nil {
+		t.Error(err)
+	}
+	c.expectEnd()
+}
+
+func TestDeadlineErrorsAreThoseOfPackageNet(t *testing.T) {
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, time.Hour)
+	nc, err := net.Dial("tcp", g.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapped, _ := g.wrap(nc)
+	nc.Close()
+	if err := wrapped.SetDeadline(time.Now()); err == nil {
+		t.Error("a closed connection has a deadline")
+	} else if _, ok := err.(net.Error); !ok {
+		t.Errorf("%T, want a net.Error", err)
+	}
+}

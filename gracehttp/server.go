@@ -137,10 +137,13 @@ func (s *server) connState() func(net.Conn, http.ConnState) {
 		} else {
 			c = coreOf(nc)
 		}
+		if s.state != nil && state == http.StateIdle {
+			s.state(nc, state) // before: deadlines that it sets are not net/http's
+		}
 		if c != nil && !(state == http.StateActive && c.busy()) {
 			c.setState(nc, state)
 		}
-		if s.state != nil {
+		if s.state != nil && state != http.StateIdle {
 			s.state(nc, state)
 		}
 	}

@@ -388,8 +388,12 @@ func (s *Successor) hear(raw syscall.RawConn) error {
 		if err := raw.Control(func(fd uintptr) { unread = readable(fd) }); err != nil || !unread {
 			return err
 		}
+		// The rest of a message comes with its beginning.
+		s.control.conn.SetReadDeadline(time.Now().Add(sendTimeout))
 		m, err := s.control.receive()
+		s.control.conn.SetReadDeadline(time.Time{})
 		if err != nil {
+			s.control.shutdown() // what follows could not be read
 			return err
 		}
 		s.told(m)
@@ -440,7 +444,7 @@ func (s *Successor) Ready() bool {
 		return false // it is just being started
 	}
 	if raw, err := c.conn.SyscallConn(); err == nil {
-		s.hear(raw) // an error reaches receive too
+		s.hear(raw) // after an error receive ends too
 	}
 	return isClosed(s.ready)
 }

@@ -103,6 +103,17 @@ func TestReadyIsKnownWhenItHasBeenSaid(t *testing.T) {
 	}
 }
 
+func TestReadyEndsASocketThatCannotBeRead(t *testing.T) {
+	s, peer := play(t)
+	if _, err := peer.conn.Write([]byte{255, 255, 255, 255, 0, 0, 0, 0}); err != nil {
+		t.Fatal(err)
+	}
+	if s.Ready() {
+		t.Error("ready after what is not a message")
+	}
+	<-s.heard
+}
+
 func TestReadyEndsTheWait(t *testing.T) {
 	s, peer := play(t)
 	send(t, peer, kindHello, helloBody{Moves: true})
