@@ -117,13 +117,21 @@ func servedBy(t testing.TB, addr string, p *driver.Process) {
 // nobody but the others until then.
 func awaitServedBy(t testing.TB, addr string, p *driver.Process, others ...*driver.Process) {
 	t.Helper()
+	dialServedBy(t, addr, p, others...).Close()
+}
+
+// dialServedBy returns the connection on which that process has answered. Its
+// predecessor may still answer on the next one.
+func dialServedBy(t testing.TB, addr string, p *driver.Process, others ...*driver.Process) *client {
+	t.Helper()
 	for deadline := time.Now().Add(driver.Patience); ; {
 		c := dial(t, addr)
 		pid, _ := c.ask("who")
+		if pid == p.Pid {
+			return c
+		}
 		c.Close()
 		switch {
-		case pid == p.Pid:
-			return
 		case !slices.ContainsFunc(others, func(o *driver.Process) bool { return o.Pid == pid }):
 			t.Fatalf("pid %d answers, want %d", pid, p.Pid)
 		case time.Now().After(deadline):

@@ -408,8 +408,7 @@ func TestSuccessorThatIsStoppingIsNotTakenBackIfItFails(t *testing.T) {
 	held.servedBy(first)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
-	awaitServedBy(t, first.Addrs[0], second, first)
-	dial(t, first.Addrs[0]).servedBy(second)
+	dialServedBy(t, first.Addrs[0], second, first)
 	second.Signal(syscall.SIGTERM)
 	s.Line(fmt.Sprintf(`draining pid %d`, second.Pid)) // it has been at it for a while
 	second.Signal(syscall.SIGKILL)
@@ -432,11 +431,7 @@ func TestGenerationsOverlap(t *testing.T) {
 	var held [generations]*client
 	for n := range generations {
 		processes[n] = s.Ready(n + 1)
-		if n > 0 {
-			awaitServedBy(t, processes[0].Addrs[0], processes[n], processes[n-1])
-		}
-		held[n] = dial(t, processes[0].Addrs[0])
-		held[n].servedBy(processes[n])
+		held[n] = dialServedBy(t, processes[0].Addrs[0], processes[n], processes[:n]...)
 		if n < generations-1 {
 			processes[n].Signal(syscall.SIGUSR2)
 		}
@@ -467,9 +462,7 @@ func TestOnlyTheLastPredecessorTakesBack(t *testing.T) {
 	one.servedBy(first)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
-	awaitServedBy(t, first.Addrs[0], second, first)
-	two := dial(t, first.Addrs[0])
-	two.servedBy(second)
+	two := dialServedBy(t, first.Addrs[0], second, first)
 
 	faults.Set(t, "kill-ready")
 	second.Signal(syscall.SIGUSR2)
