@@ -41,10 +41,10 @@
 // # Reading the cost
 //
 // With -cost, two servers take turns under the same load, in slices of 20 ms: one on gracehttp, one on net/http alone.
-// A ratio is ours to theirs, the median of 60 such pairs of processes: two that are the same differ by 5 % easily, for
-// all of their lives. A machine that others use as well widens the interval behind it, and a longer look at a ratio needs
-// no more than another run. Allocations, and the bytes in use for an idle connection (heap and stacks after a
-// collection), hardly depend on what else happens.
+// A ratio is ours to theirs, the median of 60 such pairs of processes (7 with -short): two that are the same differ by
+// 5 % easily, for all of their lives. A machine that others use as well widens the interval behind it, and a longer
+// look at a ratio needs no more than another run. Allocations, and the bytes in use for an idle connection (heap and
+// stacks after a collection), hardly depend on what else happens.
 //
 // Then servers are restarted that hold many idle connections, or many listeners, and nothing else to do: the times from
 // the signal should grow no faster than the numbers. Every connection is used again after each restart, the last time

@@ -100,13 +100,14 @@ func (c *conn) init(s *server, raw rawConn) {
 
 // coreOf finds the conn in what net/http knows as the connection.
 func coreOf(nc net.Conn) *conn {
-	switch nc := nc.(type) {
-	case *tcpConn:
-		return &nc.conn
-	case *unixConn:
-		return &nc.conn
-	case *tls.Conn:
-		return coreOf(nc.NetConn())
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	if t, ok := nc.(*tcpConn); ok {
+		return &t.conn
+	}
+	if u, ok := nc.(*unixConn); ok {
+		return &u.conn
 	}
 	return nil
 }
@@ -144,9 +145,14 @@ func (c *conn) read(b []byte) (int, error) {
 func (c *conn) begin() {
 	c.idle.Store(false)
 	if c.kicked.Load() && !c.gone && !c.handshaking() {
-		c.kicked.Store(false)
-		c.raw.SetReadDeadline(c.deadline)
+		c.unkick()
 	}
+}
+
+// unkick gives the reader its own deadline back. The caller holds c.mu.
+func (c *conn) unkick() {
+	c.kicked.Store(false)
+	c.raw.SetReadDeadline(c.deadline)
 }
 
 // look is what kick asks for: it ends an idle connection if a drain wants that,
@@ -155,8 +161,7 @@ func (c *conn) look(b []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.kicked.Load() && !c.gone {
-		c.kicked.Store(false)
-		c.raw.SetReadDeadline(c.deadline)
+		c.unkick()
 		if !c.empty(b) {
 			c.idle.Store(false) // a request, or part of one, is in the buffer
 		}

@@ -93,7 +93,8 @@ func IdleGrace(d time.Duration) Option {
 // OnDrain calls hook, in a goroutine of its own, when a drain begins: it is time
 // for the owners of hijacked connections, such as WebSockets, to end them. The
 // hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
-// connections are left, and the clients of HTTP/2 were told to open new ones. It may be called again if a successor fails.
+// connections are left, and the clients of HTTP/2 were told to open new ones. It
+// may be called again if a successor fails.
 func OnDrain(hook func()) Option {
 	return func(a *app) { a.onDrain = append(a.onDrain, hook) }
 }

@@ -28,9 +28,8 @@ type socket interface {
 // A server is one http.Server on its listening socket. To grace.Process it is a
 // listener that accepts by itself and knows how to drain (handoff.Server).
 type server struct {
-	draining atomic.Pointer[drain]          // nil: not draining
-	handler  http.Handler                   // the user's
-	state    func(net.Conn, http.ConnState) // the user's
+	draining atomic.Pointer[drain] // nil: not draining
+	handler  http.Handler          // the user's
 	tls      bool
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
@@ -61,7 +60,6 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		http:    srv,
 		tls:     srv.TLSConfig != nil,
 		handler: srv.Handler,
-		state:   srv.ConnState,
 		changed: make(chan struct{}, 1),
 	}
 	s.changes.L = &s.mu
@@ -75,7 +73,14 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		srv.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
 	}
 	srv.Handler = s
-	srv.ConnState = s.connState()
+	if hook := srv.ConnState; hook != nil {
+		srv.ConnState = func(nc net.Conn, state http.ConnState) {
+			hook(nc, state) // first: a deadline that it sets is not to be taken for net/http's
+			follow(nc, state)
+		}
+	} else {
+		srv.ConnState = follow
+	}
 	srv.RegisterOnShutdown(s.userShutdown)
 	if s.tls {
 		keepTickets(srv, name)
@@ -128,24 +133,11 @@ func upgrades(r *http.Request) bool {
 	return to != "" && to != "h2c"
 }
 
-// connState returns what follows the connections' states.
-func (s *server) connState() func(net.Conn, http.ConnState) {
-	return func(nc net.Conn, state http.ConnState) {
-		var c *conn
-		if t, ok := nc.(*tcpConn); ok {
-			c = &t.conn // as coreOf, but sooner
-		} else {
-			c = coreOf(nc)
-		}
-		if s.state != nil && state == http.StateIdle {
-			s.state(nc, state) // before: deadlines that it sets are not net/http's
-		}
-		if c != nil && !(state == http.StateActive && c.busy()) {
-			c.setState(nc, state)
-		}
-		if s.state != nil && state != http.StateIdle {
-			s.state(nc, state)
-		}
+// follow is the ConnState hook by which a connection knows when it is between
+// requests.
+func follow(nc net.Conn, state http.ConnState) {
+	if c := coreOf(nc); c != nil && !(state == http.StateActive && c.busy()) {
+		c.setState(nc, state)
 	}
 }
 
