@@ -205,7 +205,7 @@ func runKind(ctx context.Context, cfg config, k kind) (*row, error) {
 	underLoad(ctx, t, users, func() {
 		sleep(ctx, cfg.steady)
 		if k.rapid {
-			restarts, r.Signals = restartRapidly(ctx, cfg, t, r)
+			r.Signals = restartRapidly(ctx, cfg, t, r)
 		} else {
 			restarts, r.Signals = restartOften(ctx, cfg, t, r)
 		}
@@ -217,6 +217,7 @@ func runKind(ctx context.Context, cfg config, k kind) (*row, error) {
 
 	r.addUsers(users, t.allEpisodes())
 	r.addRestarts(restarts)
+	r.AfterLast = summarize(t.afterLast())
 	if n := e.shakes.total.Load(); n > 0 {
 		r.Resumed = fmt.Sprintf("%.1f %%", 100*float64(e.shakes.resumed.Load())/float64(n))
 	}
@@ -304,13 +305,12 @@ func (r *row) addUsers(users []*user, episodes []episode) {
 }
 
 func (r *row) addRestarts(restarts []restart) {
-	var firsts, gones, afters []time.Duration
+	var firsts, gones []time.Duration
 	for _, one := range restarts {
 		firsts = append(firsts, one.firstAnswer)
 		gones = append(gones, one.gone)
-		afters = append(afters, one.afterLast)
 	}
-	r.FirstAnswer, r.Gone, r.AfterLast = summarize(firsts), summarize(gones), summarize(afters)
+	r.FirstAnswer, r.Gone = summarize(firsts), summarize(gones)
 }
 
 // judge counts the clients' new connections and holds them against the kind's limit.
@@ -374,10 +374,9 @@ func restartOften(ctx context.Context, cfg config, t *target, r *row) (restarts 
 	return restarts, signals
 }
 
-// restartRapidly signals the newest process that has answered, again and again, until there were enough new ones. What
-// it returns of each restart begins with the last signal before the new process's first answer, which need not be the
-// one that caused it; so only the end of the old process is told.
-func restartRapidly(ctx context.Context, cfg config, t *target, r *row) (restarts []restart, signals int) {
+// restartRapidly signals the newest process that has answered, again and again, until there were enough new ones, and
+// returns how often. Which signal has caused which restart is not known.
+func restartRapidly(ctx context.Context, cfg config, t *target, r *row) (signals int) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout+time.Duration(cfg.rapid)*time.Second)
 	defer cancel()
 	tick := time.NewTicker(rapidInterval)
@@ -388,22 +387,15 @@ func restartRapidly(ctx context.Context, cfg config, t *target, r *row) (restart
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, signals
+			return signals
 		}
 	}
 	if err := t.waitOld(ctx); err != nil {
 		r.fail("%v", err)
-		return nil, signals
+		return signals
 	}
 	t.endEpisode()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, g := range t.order {
-		if last := time.Duration(g.lastAnswer.Load()); last > 0 && g.gone > last {
-			restarts = append(restarts, restart{afterLast: g.gone - last})
-		}
-	}
-	return restarts, signals
+	return signals
 }
 
 // sleep reports false if ctx was done first.

@@ -323,7 +323,9 @@ func (t *target) answered(pid string, at time.Duration) {
 			return
 		}
 	}
-	g.lastAnswer.Store(int64(at))
+	for last := g.lastAnswer.Load(); last < int64(at) && !g.lastAnswer.CompareAndSwap(last, int64(at)); {
+		last = g.lastAnswer.Load()
+	}
 	if !g.firstAnswer.CompareAndSwap(0, int64(at)) {
 		return
 	}
@@ -382,7 +384,6 @@ func (t *target) signalRestart() (*generation, time.Duration, error) {
 type restart struct {
 	firstAnswer time.Duration // from the signal
 	gone        time.Duration // from the signal; 0 if unknown
-	afterLast   time.Duration // from the old process's last answer to its end
 	cpu         time.Duration // processor time of both, from the signal; only known of an idle server
 }
 
@@ -424,11 +425,21 @@ func (t *target) allEpisodes() []episode {
 }
 
 func (g *generation) restartAt(signal, first time.Duration) restart {
-	r := restart{firstAnswer: first - signal, gone: g.gone - signal}
-	if last := time.Duration(g.lastAnswer.Load()); last > 0 && g.gone > last {
-		r.afterLast = g.gone - last
+	return restart{firstAnswer: first - signal, gone: g.gone - signal}
+}
+
+// afterLast returns how long the processes that have ended were there after their last answers. Only when the clients
+// are done is it known which ones these were: a client may read one after the end.
+func (t *target) afterLast() []time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []time.Duration
+	for _, g := range t.order {
+		if last := time.Duration(g.lastAnswer.Load()); last > 0 && g.gone > 0 {
+			all = append(all, max(0, g.gone-last))
+		}
 	}
-	return r
+	return all
 }
 
 func (t *target) waitGone(ctx context.Context, g *generation) error {
