@@ -136,7 +136,7 @@ func (r *costReport) compareLoad(ctx context.Context, cfg config, plan costPlan)
 	for range plan.pairs {
 		err := withPair(ctx, cfg, func(pair [2]*target) error {
 			for kind := range pairs {
-				var rates [2][]rate // by server: plain, grace
+				var slices []comparison
 				var loads [2]*load
 				for which, t := range pair {
 					l, err := newLoad(t, plan.workers, kind == 1)
@@ -148,18 +148,19 @@ func (r *costReport) compareLoad(ctx context.Context, cfg config, plan costPlan)
 				}
 				// The first slices warm both up.
 				for round := -5; round < plan.rounds; round++ {
+					var rates [2]rate // by server: plain, grace
 					for turn := range loads {
 						which := (turn + round + 5) % 2 // A B B A
-						got, err := loads[which].run(ctx, plan.slice)
-						if err != nil {
+						var err error
+						if rates[which], err = loads[which].run(ctx, plan.slice); err != nil {
 							return err
 						}
-						if round >= 0 {
-							rates[which] = append(rates[which], got)
-						}
+					}
+					if round >= 0 && rates[0].PerSecond > 0 && rates[1].PerSecond > 0 {
+						slices = append(slices, compare(rates[0], rates[1]))
 					}
 				}
-				pairs[kind] = append(pairs[kind], compare(rates[0], rates[1]))
+				pairs[kind] = append(pairs[kind], mediansOf(slices))
 			}
 			return nil
 		})
@@ -167,7 +168,7 @@ func (r *costReport) compareLoad(ctx context.Context, cfg config, plan costPlan)
 			return "", err
 		}
 	}
-	r.KeepAlive, r.NewConnections = summarizePairs(pairs[0]), summarizePairs(pairs[1])
+	r.KeepAlive, r.NewConnections = mediansOf(pairs[0]), mediansOf(pairs[1])
 	return fmt.Sprintf("Nothing restarts: medians of %d pairs of processes, each loaded in %d alternating slices of %v,\n"+
 		"and of the pairs' ratios, with the interval that holds the true one with 95 %% confidence.\n\n",
 		plan.pairs, plan.rounds, plan.slice) +
@@ -189,14 +190,23 @@ func withPair(ctx context.Context, cfg config, use func([2]*target) error) error
 	return use(pair)
 }
 
-// summarizePairs takes a comparison of each pair.
-func summarizePairs(pairs []comparison) comparison {
+// compare compares what both servers did in slices that followed on each other.
+func compare(plain, grace rate) comparison {
+	ratio := func(of func(rate) float64) estimate { return estimate{Median: of(grace) / of(plain)} }
+	return comparison{
+		Plain: plain, Grace: grace,
+		Throughput: ratio(perSecond), CPU: ratio(cpu), Allocations: ratio(allocations),
+	}
+}
+
+// mediansOf makes one comparison of many.
+func mediansOf(all []comparison) comparison {
 	of := func(value func(comparison) float64) estimate {
-		var all []float64
-		for _, c := range pairs {
-			all = append(all, value(c))
+		var values []float64
+		for _, c := range all {
+			values = append(values, value(c))
 		}
-		return estimateOf(all)
+		return estimateOf(values)
 	}
 	server := func(which func(comparison) rate) rate {
 		part := func(value func(rate) float64) float64 {
@@ -210,35 +220,6 @@ func summarizePairs(pairs []comparison) comparison {
 		Throughput:  of(func(c comparison) float64 { return c.Throughput.Median }),
 		CPU:         of(func(c comparison) float64 { return c.CPU.Median }),
 		Allocations: of(func(c comparison) float64 { return c.Allocations.Median }),
-	}
-}
-
-// compare takes measurements of both servers of a pair, of which those with the same index were made one after the other.
-func compare(plain, grace []rate) comparison {
-	ratios := func(of func(rate) float64) estimate {
-		var all []float64
-		for i := range plain {
-			if plain[i].PerSecond > 0 && grace[i].PerSecond > 0 {
-				all = append(all, of(grace[i])/of(plain[i]))
-			}
-		}
-		return estimateOf(all)
-	}
-	medians := func(rates []rate) rate {
-		median := func(of func(rate) float64) float64 {
-			var all []float64
-			for _, r := range rates {
-				if r.PerSecond > 0 {
-					all = append(all, of(r))
-				}
-			}
-			return estimateOf(all).Median
-		}
-		return rate{median(perSecond), median(cpu), median(allocations), median(allocated)}
-	}
-	return comparison{
-		Plain: medians(plain), Grace: medians(grace),
-		Throughput: ratios(perSecond), CPU: ratios(cpu), Allocations: ratios(allocations),
 	}
 }
 

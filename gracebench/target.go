@@ -323,8 +323,8 @@ func (t *target) answered(pid string, at time.Duration) {
 			return
 		}
 	}
-	for last := g.lastAnswer.Load(); last < int64(at) && !g.lastAnswer.CompareAndSwap(last, int64(at)); {
-		last = g.lastAnswer.Load()
+	for last := g.lastAnswer.Load(); last < int64(at); last = g.lastAnswer.Load() {
+		g.lastAnswer.CompareAndSwap(last, int64(at))
 	}
 	if !g.firstAnswer.CompareAndSwap(0, int64(at)) {
 		return

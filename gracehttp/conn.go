@@ -26,8 +26,9 @@ var longAgo = time.Unix(1, 0)
 // two requests, and only then. It is the part that the connection types below
 // have in common.
 type conn struct {
-	// What each request touches comes first: in a tcpConn it shares a line of the
-	// processor's cache, of 64 bytes, with the pointer before it and nothing else.
+	// While a request is under way nothing is looked at but what comes first: in a
+	// tcpConn it shares a line of the processor's cache, of 64 bytes, with the pointer
+	// before it and nothing else.
 	raw     rawConn
 	server  *server
 	mu      sync.Mutex  // guards armed and the last group, and lets kicked become true only while idle
@@ -286,10 +287,8 @@ func (c *conn) settle() bool {
 
 // setState follows net/http.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
-	if state == http.StateNew || state == http.StateClosed {
-		return
-	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch state {
 	case http.StateActive:
 		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && !c.other {
@@ -313,7 +312,6 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 		c.idle.Store(false)
 		c.leave()
 	}
-	c.mu.Unlock()
 }
 
 // idleInDrain is called when the connection becomes idle during a drain. The caller
