@@ -31,13 +31,10 @@ type conn struct {
 	// before it and nothing else.
 	raw     rawConn
 	server  *server
-	mu      sync.Mutex  // guards armed and the last group, and lets kicked become true only while idle
-	idle    atomic.Bool // between requests: no byte of the next one has been read
-	fresh   atomic.Bool // no request has been read yet, or it is HTTP/2
-	kicked  atomic.Bool // the next, or waiting, Read must look whether to end
-	largest uint16      // for whoever reads: what a Read between requests has asked for
-	preface int8        // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another
-	armed   bool        // net/http has set the deadline for being idle
+	phase   atomic.Uint32 // what it consists of is below
+	mu      sync.Mutex    // guards the last group, and is held by whoever kicks
+	largest uint16        // for whoever reads: what a Read before the first request has asked for
+	preface int8          // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another
 
 	entry accept.Entry
 
@@ -53,10 +50,42 @@ type conn struct {
 	overhead uint8     // of a TLS record
 }
 
+// What a connection's phase consists of. While it is 0 a request is under way on
+// HTTP/1, and nobody kicks: what is read and the deadlines are net/http's alone.
+const (
+	idle   = 1 << iota // between requests: no byte of the next one has been read
+	armed              // and net/http has set the deadline for that
+	fresh              // no request has been read yet, or it is HTTP/2
+	kicked             // the next, or waiting, Read must look whether to end
+)
+
+// is reports whether the phase has one of some bits.
+func (c *conn) is(bits uint32) bool { return c.phase.Load()&bits != 0 }
+
+// The connection types embed the concrete ones, so that net/http and handlers find
+// all their methods: ReadFrom (sendfile), CloseWrite, SyscallConn, … Those of conn
+// come first, since the others are a level deeper.
+
+type tcpConn struct {
+	tcpMethods
+	conn
+	_ [8]byte // a whole number of cache lines: several are allocated together
+}
+
+type unixConn struct {
+	unixMethods
+	conn
+}
+
+type (
+	tcpMethods  struct{ *net.TCPConn }
+	unixMethods struct{ *net.UnixConn }
+)
+
 // A rawConn is a *net.TCPConn, a *net.UnixConn, or the *os.File of a connection
 // that was moved here and waits for its next request.
 type rawConn interface {
-	io.ReadCloser
+	io.ReadWriteCloser
 	syscall.Conn
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
@@ -71,7 +100,7 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 		w.conn.init(s, c)
 		return w, &w.conn
 	case *net.UnixConn:
-		w := &unixConn{UnixConn: c}
+		w := &unixConn{unixMethods: unixMethods{c}}
 		w.conn.init(s, c)
 		return w, &w.conn
 	default:
@@ -83,19 +112,18 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 // few allocations for a connection, and this one would show.
 func (s *server) newTCPConn() *tcpConn {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if len(s.spare) == 0 {
 		s.spare = make([]tcpConn, 4)
 	}
 	w := &s.spare[0]
 	s.spare = s.spare[1:]
+	s.mu.Unlock()
 	return w
 }
 
 func (c *conn) init(s *server, raw rawConn) {
 	c.server, c.raw = s, raw
-	c.fresh.Store(true)
-	c.idle.Store(true)
+	c.phase.Store(idle | fresh)
 	c.entry.Conn = c
 }
 
@@ -113,46 +141,75 @@ func coreOf(nc net.Conn) *conn {
 	return nil
 }
 
-// read is Read for net/http. Between requests it may end the connection, that
+// Read is Read for net/http. Between requests it may end the connection, that
 // is return io.EOF, because it has been moved or has been idle for too long.
+//
+// This, Write, SetReadDeadline and follow are on the way of each request. What they
+// cost is mostly the fetching of their code: what is rare is in functions of its own.
+func (c *conn) Read(b []byte) (int, error) {
+	was := c.phase.Load()
+	if was&(fresh|kicked) != 0 {
+		return c.read(b)
+	}
+	n, err := c.raw.Read(b)
+	if was == 0 || n > 0 && c.phase.CompareAndSwap(was, 0) {
+		return n, err // of a request that is under way, or begins
+	}
+	if n == 0 && c.roused(err) {
+		return c.read(b)
+	}
+	c.note(b[:n], len(b))
+	return n, err
+}
+
+// read is Read where more is to be done.
 func (c *conn) read(b []byte) (int, error) {
-	for {
-		if c.kicked.Load() && c.look(b) {
-			return 0, io.EOF
-		}
-		if c.idle.Load() {
-			c.largest = max(c.largest, uint16(min(len(b), math.MaxUint16)))
-		}
+	for !c.is(kicked) || !c.look(b) {
 		n, err := c.raw.Read(b)
-		if n > 0 {
-			if c.idle.Load() { // HTTP/2 may have become so meanwhile
-				c.mu.Lock()
-				c.begin()
-				c.mu.Unlock()
-			}
-			if c.preface >= 0 {
-				c.lookForPreface(b[:n])
-			}
-		}
-		if n == 0 && c.kicked.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+		if n == 0 && c.roused(err) {
 			continue
 		}
+		c.note(b[:n], len(b))
 		return n, err
+	}
+	return 0, io.EOF
+}
+
+// roused reports whether a Read has ended because of a kick.
+func (c *conn) roused(err error) bool {
+	return c.is(kicked) && errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// note is called with what a Read has brought, and how much it had asked for.
+func (c *conn) note(b []byte, asked int) {
+	if len(b) == 0 {
+		return
+	}
+	if c.is(idle) { // HTTP/2 may have become so meanwhile
+		c.mu.Lock()
+		c.begin()
+		c.mu.Unlock()
+	}
+	if c.is(fresh) {
+		c.largest = max(c.largest, uint16(min(asked, math.MaxUint16)))
+	}
+	if c.preface >= 0 {
+		c.lookForPreface(b)
 	}
 }
 
 // begin is called when a request begins: from then on nobody kicks. The caller
 // holds c.mu.
 func (c *conn) begin() {
-	c.idle.Store(false)
-	if c.kicked.Load() && !c.gone && !c.handshaking() {
+	c.phase.And(^uint32(idle | armed))
+	if c.is(kicked) && !c.gone && !c.handshaking() {
 		c.unkick()
 	}
 }
 
 // unkick gives the reader its own deadline back. The caller holds c.mu.
 func (c *conn) unkick() {
-	c.kicked.Store(false)
+	c.phase.And(^uint32(kicked))
 	c.raw.SetReadDeadline(c.deadline)
 }
 
@@ -161,14 +218,14 @@ func (c *conn) unkick() {
 func (c *conn) look(b []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.kicked.Load() && !c.gone {
+	for c.is(kicked) && !c.gone {
 		c.unkick()
 		if !c.empty(b) {
-			c.idle.Store(false) // a request, or part of one, is in the buffer
+			c.begin() // a request, or part of one, is in the buffer
 		}
 		if c.settle() {
 			c.gone = true
-			c.kicked.Store(true) // so that each Read comes here
+			c.phase.Or(kicked) // so that each Read comes here
 		}
 	}
 	return c.gone
@@ -197,7 +254,7 @@ func (c *conn) lookForPreface(b []byte) {
 
 // empty reports whether net/http's buffer is, by what it asks for.
 func (c *conn) empty(b []byte) bool {
-	if c.server.tls || c.fresh.Load() {
+	if c.server.tls || c.is(fresh) {
 		return true
 	}
 	return len(b) >= bufferSize && len(b) >= int(c.largest)
@@ -211,11 +268,11 @@ func (c *conn) awaitInput() bool {
 		return false
 	}
 	for {
-		if c.kicked.Load() && c.look(nil) {
+		if c.is(kicked) && c.look(nil) {
 			return false
 		}
 		readable, err := waitReadable(raw)
-		if c.kicked.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+		if c.is(kicked) && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		return readable
@@ -233,8 +290,11 @@ func (c *conn) parked() bool {
 func (c *conn) kick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.other && !c.kicked.Load() && (c.idle.Load() || c.handshaking()) {
-		c.kicked.Store(true)
+	was := c.phase.Load()
+	if c.other || was&kicked != 0 || was&idle == 0 && !c.handshaking() {
+		return
+	}
+	if c.phase.CompareAndSwap(was, was|kicked) { // else a request begins just now
 		c.raw.SetReadDeadline(longAgo)
 	}
 }
@@ -256,14 +316,14 @@ func (c *conn) lapse() {
 // handshaking reports whether a TLS handshake has begun, and no request yet. The
 // caller holds c.mu.
 func (c *conn) handshaking() bool {
-	return c.server.tls && c.fresh.Load() && !c.idle.Load() && !c.other
+	return c.server.tls && c.is(fresh) && !c.is(idle) && !c.other
 }
 
 // settle lets a drain decide about an idle connection, and reports whether it is
 // to end. The caller holds c.mu, which is released meanwhile.
 func (c *conn) settle() bool {
 	d := c.server.draining.Load()
-	if d == nil || c.other || !c.idle.Load() && !c.handshaking() {
+	if d == nil || c.other || !c.is(idle) && !c.handshaking() {
 		return false
 	}
 	if d.moves() {
@@ -285,31 +345,53 @@ func (c *conn) settle() bool {
 	return err != nil || !hasInput(raw)
 }
 
-// setState follows net/http.
+// follow is the ConnState hook: it tells where in its life a connection is.
+func follow(nc net.Conn, state http.ConnState) {
+	if t, ok := nc.(*tcpConn); ok && t.conn.phase.Load() == 0 {
+		if state == http.StateActive {
+			return // a Read has seen that
+		}
+		if state == http.StateIdle {
+			t.conn.phase.Store(idle)
+			if t.conn.server.draining.Load() == nil {
+				return
+			}
+		}
+	}
+	if state == http.StateNew || state == http.StateClosed {
+		return
+	}
+	if c := coreOf(nc); c != nil {
+		c.mu.Lock()
+		c.setState(nc, state)
+		c.mu.Unlock()
+	}
+}
+
+// setState is what follow does where it is not done at once. The caller holds c.mu.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	switch state {
 	case http.StateActive:
-		if t, ok := nc.(*tls.Conn); ok && c.fresh.Load() && !c.other {
+		if t, ok := nc.(*tls.Conn); ok && c.is(fresh) && !c.other {
 			if state := t.ConnectionState(); state.NegotiatedProtocol == "h2" {
 				c.leave()
 				c.http2 = t
 				c.overhead = tlsOverhead(state)
 			}
 		}
-		c.fresh.Store(c.http2 != nil) // so that each state of HTTP/2 comes here
+		if c.http2 == nil { // else each state is to come here
+			c.phase.And(^uint32(fresh))
+		}
 		c.begin()
 		c.streams = true
 	case http.StateIdle:
-		c.idle.Store(true)
+		c.phase.Or(idle)
 		c.streams = false
-		c.armed = false
 		if d := c.server.draining.Load(); d != nil && !c.other {
 			c.idleInDrain(d)
 		}
 	case http.StateHijacked:
-		c.idle.Store(false)
+		c.phase.And(^uint32(idle))
 		c.leave()
 	}
 }
@@ -318,7 +400,7 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 // holds c.mu.
 func (c *conn) idleInDrain(d *drain) {
 	if d.moves() || d.stop {
-		c.kicked.Store(true)
+		c.phase.Or(kicked)
 		return
 	}
 	c.since = time.Now()
@@ -337,7 +419,8 @@ func (c *conn) leave() {
 	}
 }
 
-func (c *conn) close() error {
+// Close closes the connection, and strikes it out of the book.
+func (c *conn) Close() error {
 	c.mu.Lock()
 	shared := c.shared
 	c.mu.Unlock()
@@ -356,99 +439,51 @@ func (c *conn) close() error {
 	return err
 }
 
-// busy reports whether a request is under way on HTTP/1. Nobody kicks then: what is
-// read and the deadlines are net/http's alone.
-func (c *conn) busy() bool { return !c.idle.Load() && !c.fresh.Load() }
+// Write is Write for net/http.
+func (c *conn) Write(b []byte) (int, error) {
+	if c.server.draining.Load() != nil {
+		return c.writeInDrain(b)
+	}
+	return c.raw.Write(b)
+}
 
-// setReadDeadline is SetReadDeadline where it is not busy. After a response net/http
-// sets the deadline for being idle; the next time, the next request has begun: it may
-// have been in the buffer, so that no Read has shown it.
+// SetDeadline sets both deadlines.
+func (c *conn) SetDeadline(t time.Time) error {
+	if err := c.raw.SetWriteDeadline(t); err != nil {
+		return err
+	}
+	return c.SetReadDeadline(t)
+}
+
+// SetReadDeadline is SetReadDeadline for net/http: what it sets while the connection
+// is idle is noted.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	if c.phase.Load() == 0 {
+		return c.raw.SetReadDeadline(t)
+	}
+	return c.setReadDeadline(t)
+}
+
 func (c *conn) setReadDeadline(t time.Time) (err error) {
 	c.mu.Lock()
 	c.deadline = t
-	if c.idle.Load() && !c.fresh.Load() {
-		if c.armed {
-			c.begin()
-		}
-		c.armed = true
-	}
-	if !c.kicked.Load() || !c.idle.Load() { // else look sets it
+	if c.phase.CompareAndSwap(idle, idle|armed) || c.arm() {
 		err = c.raw.SetReadDeadline(t)
 	}
 	c.mu.Unlock()
 	return err
 }
 
-// The connection types embed the concrete ones, so that net/http and handlers
-// find all their methods: ReadFrom (sendfile), CloseWrite, SyscallConn, … While a
-// request is under way, and nothing is restarted, they add nothing to those.
-
-type tcpConn struct {
-	*net.TCPConn
-	conn conn // this makes it a whole number of cache lines: several are allocated together
-}
-
-func (c *tcpConn) Read(b []byte) (int, error) {
-	if c.conn.busy() {
-		return c.conn.raw.Read(b)
+// arm looks at what a deadline tells, and reports whether it is to be set at once; if
+// not, look does so. After a response net/http sets the deadline for being idle; the
+// next time, the next request has begun: it may have been in the buffer, so that no
+// Read has shown it. The caller holds c.mu.
+func (c *conn) arm() bool {
+	switch was := c.phase.Load(); was & (idle | armed | fresh) {
+	case idle | armed:
+		c.begin()
+	case idle:
+		c.phase.CompareAndSwap(was, was|armed) // unless somebody else reads
 	}
-	return c.conn.read(b)
-}
-
-func (c *tcpConn) Write(b []byte) (int, error) {
-	if c.conn.server.draining.Load() == nil {
-		return c.TCPConn.Write(b)
-	}
-	return c.conn.write(c.TCPConn, b)
-}
-
-func (c *tcpConn) Close() error { return c.conn.close() }
-
-func (c *tcpConn) SetReadDeadline(t time.Time) error {
-	if c.conn.busy() {
-		return c.conn.raw.SetReadDeadline(t)
-	}
-	return c.conn.setReadDeadline(t)
-}
-
-func (c *tcpConn) SetDeadline(t time.Time) error {
-	if err := c.SetWriteDeadline(t); err != nil {
-		return err
-	}
-	return c.SetReadDeadline(t)
-}
-
-type unixConn struct {
-	*net.UnixConn
-	conn conn
-}
-
-func (c *unixConn) Read(b []byte) (int, error) {
-	if c.conn.busy() {
-		return c.conn.raw.Read(b)
-	}
-	return c.conn.read(b)
-}
-
-func (c *unixConn) Write(b []byte) (int, error) {
-	if c.conn.server.draining.Load() == nil {
-		return c.UnixConn.Write(b)
-	}
-	return c.conn.write(c.UnixConn, b)
-}
-
-func (c *unixConn) Close() error { return c.conn.close() }
-
-func (c *unixConn) SetReadDeadline(t time.Time) error {
-	if c.conn.busy() {
-		return c.conn.raw.SetReadDeadline(t)
-	}
-	return c.conn.setReadDeadline(t)
-}
-
-func (c *unixConn) SetDeadline(t time.Time) error {
-	if err := c.SetWriteDeadline(t); err != nil {
-		return err
-	}
-	return c.SetReadDeadline(t)
+	return !c.is(kicked) || !c.is(idle)
 }

@@ -1,6 +1,11 @@
 package gracehttp
 
 import (
+	"io"
+	"net"
+	"runtime"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -38,29 +43,114 @@ func TestKickBeforeARequestBegins(t *testing.T) {
 		{name: "ended", gone: true, wantKicked: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			raw := &deadlineConn{}
-			c := &conn{gone: test.gone, deadline: time.Unix(2, 0)}
-			c.init(&server{tls: test.tls}, raw)
-			c.fresh.Store(test.fresh)
-			c.kick()
-			c.begin()
+			c, raw := fakeConn()
+			c.server.tls, c.gone = test.tls, test.gone
+			if !test.fresh {
+				c.phase.Store(idle | armed)
+			}
+			raw.read = c.kick
+			c.Read(make([]byte, bufferSize))
 			want := c.deadline
 			if test.wantKicked {
 				want = longAgo
 			}
-			if kicked := c.kicked.Load(); kicked != test.wantKicked || !raw.deadline.Equal(want) {
+			if kicked := c.is(kicked); kicked != test.wantKicked || !raw.deadline.Equal(want) {
 				t.Errorf("kicked: %v, with the deadline %v; want %v and %v", kicked, raw.deadline, test.wantKicked, want)
+			}
+			if c.is(idle | armed) {
+				t.Error("the request has not begun")
 			}
 		})
 	}
 }
 
-type deadlineConn struct {
+// The same at any moment of it.
+func TestKickAsARequestBegins(t *testing.T) {
+	const rounds = 200_000
+	c, raw := fakeConn()
+	var round, kicks atomic.Int64
+	await := func(n *atomic.Int64, want int64) {
+		for n.Load() < want {
+			runtime.Gosched()
+		}
+	}
+	pass := func(n int64) {
+		for range n {
+			round.Load()
+		}
+	}
+	go func() {
+		for n := int64(1); n <= rounds; n++ {
+			await(&round, n)
+			pass(n % 61)
+			c.kick()
+			kicks.Store(n)
+		}
+	}()
+	b := make([]byte, bufferSize)
+	for n := int64(1); n <= rounds; n++ {
+		c.phase.Store(idle | armed)
+		raw.deadline = c.deadline
+		round.Store(n)
+		pass(n % 67)
+		c.Read(b)
+		await(&kicks, n)
+		if phase := c.phase.Load(); phase != 0 || !raw.deadline.Equal(c.deadline) {
+			t.Fatalf("round %d: a request begins in phase %b, with the deadline %v", n, phase, raw.deadline)
+		}
+	}
+}
+
+// Whoever else sets a deadline does not end a kick: its Read might not have noticed.
+func TestDeadlineAfterAKick(t *testing.T) {
+	c, raw := fakeConn()
+	c.kick()
+	want := time.Unix(3, 0)
+	if err := c.SetReadDeadline(want); err != nil || !raw.deadline.Equal(longAgo) {
+		t.Errorf("the deadline is %v, %v; want %v until the kick was looked at", raw.deadline, err, longAgo)
+	}
+	if c.look(nil) || !raw.deadline.Equal(want) {
+		t.Errorf("the deadline is %v afterwards, want %v", raw.deadline, want)
+	}
+}
+
+func TestNothingIsReadAfterTheEnd(t *testing.T) {
+	c, raw := fakeConn()
+	d := &drain{server: c.server, stop: true}
+	d.notice.Store(&notice{})
+	c.server.draining.Store(d)
+	c.phase.Store(idle | armed)
+	c.kick()
+	raw.read = func() { t.Error("it was read") }
+	for range 2 {
+		if n, err := c.Read(make([]byte, bufferSize)); n != 0 || err != io.EOF {
+			t.Errorf("Read has returned %d, %v; want 0, %v", n, err, io.EOF)
+		}
+	}
+}
+
+// fakeConn returns a fresh connection on which there is always something to be read.
+func fakeConn() (*conn, *fakeRaw) {
+	raw := &fakeRaw{read: func() {}}
+	c := &conn{deadline: time.Unix(2, 0)}
+	c.init(&server{}, raw)
+	return c, raw
+}
+
+type fakeRaw struct {
 	rawConn
+	read     func() // while something arrives
 	deadline time.Time
 }
 
-func (c *deadlineConn) SetReadDeadline(t time.Time) error {
-	c.deadline = t
+func (r *fakeRaw) Read(b []byte) (int, error) {
+	r.read()
+	return copy(b, "x"), nil
+}
+
+func (r *fakeRaw) SetReadDeadline(t time.Time) error {
+	r.deadline = t
 	return nil
 }
+
+func (r *fakeRaw) SyscallConn() (syscall.RawConn, error) { return nil, net.ErrClosed }

@@ -217,7 +217,7 @@ func (d *drain) patience(c *conn) time.Time {
 	switch {
 	case !d.stop || c.handshaking():
 		return since.Add(d.server.app.idleGrace)
-	case c.fresh.Load() && !c.parked():
+	case c.is(fresh) && !c.parked():
 		return c.entry.Since().Add(freshGrace)
 	default:
 		return time.Time{}

@@ -163,7 +163,7 @@ func (g *generation) kickAndLook(t *testing.T, d *drain) {
 			c := e.Conn.(*conn)
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return c.kicked.Load() && !c.gone && !c.other
+			return c.is(kicked) && !c.gone && !c.other
 		})
 	})
 }

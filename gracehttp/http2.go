@@ -3,7 +3,6 @@ package gracehttp
 import (
 	"bytes"
 	"crypto/tls"
-	"net"
 )
 
 // net/http ends an HTTP/2 connection by a GOAWAY frame, and closes it a second
@@ -20,18 +19,18 @@ func (s *server) partHTTP2() {
 	for _, e := range s.gate.Entries() {
 		c := e.Conn.(*conn)
 		c.mu.Lock()
-		c.parting = c.http2 != nil && c.idle.Load()
+		c.parting = c.http2 != nil && c.is(idle)
 		c.mu.Unlock()
 	}
 }
 
-// write is Write for net/http during a drain, to raw. On HTTP/2 without streams,
-// GOAWAY is the last that it writes.
-func (c *conn) write(raw net.Conn, b []byte) (int, error) {
+// writeInDrain is Write during a drain. On HTTP/2 without streams, GOAWAY is the last
+// that net/http writes.
+func (c *conn) writeInDrain(b []byte) (int, error) {
 	last := c.goingAway(b)
-	n, err := raw.Write(b)
+	n, err := c.raw.Write(b)
 	if last && err == nil {
-		go c.closeWrite(raw) // not here: TLS holds a lock that it needs
+		go c.closeWrite() // not here: TLS holds a lock that it needs
 	}
 	return n, err
 }
@@ -47,7 +46,7 @@ func (c *conn) goingAway(b []byte) bool {
 		return false
 	}
 	if c.server.tls {
-		return c.parting && c.idle.Load() && len(b) == goAwaySize+int(c.overhead)
+		return c.parting && c.is(idle) && len(b) == goAwaySize+int(c.overhead)
 	}
 	return len(b) >= goAwaySize && bytes.HasPrefix(b[len(b)-goAwaySize:], []byte(goAwayHeader))
 }
@@ -74,14 +73,14 @@ func tlsOverhead(state tls.ConnectionState) uint8 {
 }
 
 // closeWrite tells the client that nothing more will come.
-func (c *conn) closeWrite(raw net.Conn) {
+func (c *conn) closeWrite() {
 	c.mu.Lock()
 	nc := c.http2
 	c.mu.Unlock()
 	if t, ok := nc.(*tls.Conn); ok {
 		t.CloseWrite()
 	}
-	if w, ok := raw.(interface{ CloseWrite() error }); ok {
+	if w, ok := c.raw.(interface{ CloseWrite() error }); ok {
 		w.CloseWrite()
 	}
 }

@@ -29,7 +29,7 @@ type socket interface {
 // listener that accepts by itself and knows how to drain (handoff.Server).
 type server struct {
 	draining atomic.Pointer[drain] // nil: not draining
-	handler  http.Handler          // the user's
+	handler  http.Handler          // the user's, or one for http.DefaultServeMux
 	tls      bool
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
@@ -72,6 +72,11 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		}
 		srv.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
 	}
+	if s.handler == nil {
+		s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.DefaultServeMux.ServeHTTP(w, r)
+		})
+	}
 	srv.Handler = s
 	if hook := srv.ConnState; hook != nil {
 		srv.ConnState = func(nc net.Conn, state http.ConnState) {
@@ -112,18 +117,20 @@ func checkTLS(srv *http.Server) error {
 	return nil
 }
 
-// ServeHTTP calls the user's handler. In a drain it tells the client that this
-// connection takes no more requests (on HTTP/2, net/http makes that a GOAWAY),
-// unless the connection will be moved.
+// ServeHTTP calls the user's handler.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.draining.Load() != nil {
+		s.tell(w, r)
+	}
+	s.handler.ServeHTTP(w, r)
+}
+
+// tell tells the client, in a drain, that this connection takes no more requests (on
+// HTTP/2, net/http makes that a GOAWAY), unless the connection will be moved.
+func (s *server) tell(w http.ResponseWriter, r *http.Request) {
 	if d := s.draining.Load(); d != nil && d.tells(r) {
 		w.Header().Set("Connection", "close")
 	}
-	h := s.handler
-	if h == nil {
-		h = http.DefaultServeMux
-	}
-	h.ServeHTTP(w, r)
 }
 
 // upgrades reports whether the answer may be another protocol on the same
@@ -131,14 +138,6 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func upgrades(r *http.Request) bool {
 	to := r.Header.Get("Upgrade")
 	return to != "" && to != "h2c"
-}
-
-// follow is the ConnState hook by which a connection knows when it is between
-// requests.
-func follow(nc net.Conn, state http.ConnState) {
-	if c := coreOf(nc); c != nil && !(state == http.StateActive && c.busy()) {
-		c.setState(nc, state)
-	}
 }
 
 // Serve implements handoff.Server.
@@ -301,7 +300,7 @@ func (s *server) take(conns []*os.File) {
 // park holds a connection until its next request begins, so that the clocks of
 // ReadHeaderTimeout and ReadTimeout do not start before.
 func (s *server) park(c *conn, f *os.File) {
-	defer c.close()
+	defer c.Close()
 	idle := s.user.IdleTimeout
 	if idle == 0 {
 		idle = s.user.ReadTimeout
@@ -323,7 +322,7 @@ func (s *server) park(c *conn, f *os.File) {
 	wrapped, core := s.wrap(nc)
 	core.shared = c.shared
 	s.admit(core, s.gate.Add)
-	c.close() // its place is taken; its file is closed already
+	c.Close() // its place is taken; its file is closed already
 	s.inject(wrapped)
 }
 
