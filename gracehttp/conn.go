@@ -31,8 +31,8 @@ type conn struct {
 	// before it and nothing else.
 	raw     rawConn
 	server  *server
-	phase   atomic.Uint32 // what it consists of is below
-	mu      sync.Mutex    // guards the last group, and is held by whoever kicks
+	phase   atomic.Uint32 // the bits below
+	mu      sync.Mutex    // guards the last group, and most changes of phase
 	largest uint16        // for whoever reads: what a Read before the first request has asked for
 	preface int8          // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another
 
@@ -51,7 +51,8 @@ type conn struct {
 }
 
 // What a connection's phase consists of. While it is 0 a request is under way on
-// HTTP/1, and nobody kicks: what is read and the deadlines are net/http's alone.
+// HTTP/1, and nobody kicks: what is read and the deadlines are net/http's alone. It
+// changes under mu, except that a Read begins such a request and follow ends it.
 const (
 	idle   = 1 << iota // between requests: no byte of the next one has been read
 	armed              // and net/http has set the deadline for that
