@@ -22,6 +22,15 @@ func (p *Process) notify(state string) {
 	}
 }
 
+// notifyStatus tells the manager a state with a status. If that is not that this
+// process serves, onStatus says so no more: it may be late.
+func (p *Process) notifyStatus(state string, serves bool) {
+	p.statusMu.Lock()
+	defer p.statusMu.Unlock()
+	p.replaced = !serves
+	p.notify(state)
+}
+
 // notifyServing says that this process is ready. A successor needs not: its
 // predecessor does, which the manager trusts. One of facebookgo/grace does not
 // know how.
@@ -112,8 +121,10 @@ func (p *Process) onStatus(text string, main bool) {
 		p.becomeMain()
 		p.storeListeners()
 	}
-	if !p.isMain.Load() {
-		return // our own successor is, and serves
+	p.statusMu.Lock()
+	defer p.statusMu.Unlock()
+	if p.replaced || !p.isMain.Load() {
+		return // our own successor serves, or we stop
 	}
 	p.notify("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", os.Getpid(), text)))
 }

@@ -595,6 +595,32 @@ func TestStatusTellsOfThePredecessorsDrainUntilItIsOver(t *testing.T) {
 	m.next(fmt.Sprintf("STATUS=Serving with pid %d", b.Pid))
 }
 
+// What a predecessor tells of its drain comes to a process that may have handed over
+// itself meanwhile.
+func TestStatusNamesTheLatest(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start(httpArgs()...)
+	a := s.Ready(1)
+	h := hold(t, a.Addrs[0])
+	a.Signal(syscall.SIGUSR2)
+	b := s.Ready(2)
+	m.next("MAINPID=" + strconv.Itoa(b.Pid))
+	b.Signal(syscall.SIGUSR2)
+	c := s.Ready(3)
+	m.next(fmt.Sprintf("STATUS=Serving with pid %d; pid %d drains .*", c.Pid, b.Pid))
+	m.next("MAINPID=" + strconv.Itoa(c.Pid))
+	h.finish(a)
+	latest := false
+	for _, st := range m.all() {
+		if strings.Contains(st.status(), fmt.Sprintf("Serving with pid %d", c.Pid)) {
+			latest = true
+		} else if latest && strings.Contains(st.status(), "Serving with pid") {
+			t.Errorf("pid %d says %q after pid %d has taken over", st.from, st.status(), c.Pid)
+		}
+	}
+}
+
 func TestLongStartOfASuccessorAsksForTime(t *testing.T) {
 	t.Parallel()
 	m := newManager(t)

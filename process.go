@@ -62,6 +62,8 @@ type Process struct {
 	main       chan struct{} // closed when it first does; made by Wait
 	mainOnce   sync.Once
 	notifyOnce sync.Once
+	statusMu   sync.Mutex     // held while a status is told
+	replaced   bool           // by another than that this process serves; guarded by statusMu
 	usr2       chan os.Signal // restart requests, also those that come before Wait
 }
 

@@ -163,7 +163,7 @@ func (w *waiter) stop() error {
 		<-starting.Settled() // until then the sockets' paths may be its
 	}
 	w.g.StepDown(true)
-	w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + systemd.Patience)
+	w.p.notifyStatus("STOPPING=1\nSTATUS=Stopping: "+w.left()+"\n"+systemd.Patience, false)
 	w.told = time.Now() // that may have taken a while
 	defer w.p.removePIDFile()
 	drained, cancel := w.drain(nil)
@@ -200,7 +200,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	defer cancel()
 	progress := w.newProgress()
 	defer progress.stop()
-	w.p.notify(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()))
+	w.p.notifyStatus(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()), false)
 
 	var (
 		exited      = s.Exited()
@@ -357,7 +357,7 @@ func (w *waiter) takeBack(s *handoff.Successor) {
 	w.p.logf("restart failed: %v; serving again with pid %d", err, os.Getpid())
 	w.p.writePIDFile()
 	w.p.isMain.Store(true)
-	w.p.notify(mainPID(os.Getpid()))
+	w.p.notifyStatus(mainPID(os.Getpid()), true)
 	if w.p.OnRestart != nil {
 		w.p.OnRestart(s.Pid, time.Since(s.Started), err)
 	}
