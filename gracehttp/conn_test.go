@@ -129,6 +129,21 @@ func TestNothingIsReadAfterTheEnd(t *testing.T) {
 	}
 }
 
+// If net/http has a larger buffer, a Read that asks for less than that finds bytes of
+// a request in it.
+func TestBufferLargerThanKnown(t *testing.T) {
+	c, _ := fakeConn()
+	c.Read(make([]byte, 2*bufferSize))
+	for size, empty := range map[int]bool{2 * bufferSize: true, bufferSize: false} {
+		c.phase.Store(idle | armed)
+		c.kick()
+		c.look(make([]byte, size))
+		if c.is(idle) != empty {
+			t.Errorf("with a Read of %d bytes the buffer is taken for empty: %v, want %v", size, c.is(idle), empty)
+		}
+	}
+}
+
 // fakeConn returns a fresh connection on which there is always something to be read.
 func fakeConn() (*conn, *fakeRaw) {
 	raw := &fakeRaw{read: func() {}}
