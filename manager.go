@@ -22,8 +22,8 @@ func (p *Process) notify(state string) {
 	}
 }
 
-// notifyStatus tells the manager a state with a status. If that is not that this
-// process serves, onStatus says so no more: it may be late.
+// notifyStatus tells the manager a state with a status that says whether this process
+// serves. If not, onStatus says so no more: it may be late.
 func (p *Process) notifyStatus(state string, serves bool) {
 	p.statusMu.Lock()
 	defer p.statusMu.Unlock()

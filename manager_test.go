@@ -596,8 +596,8 @@ func TestStatusTellsOfThePredecessorsDrainUntilItIsOver(t *testing.T) {
 }
 
 // What a predecessor tells of its drain comes to a process that may have handed over
-// itself meanwhile.
-func TestStatusNamesTheLatest(t *testing.T) {
+// itself meanwhile, or serves again after that.
+func TestStatusNamesTheOneThatServes(t *testing.T) {
 	t.Parallel()
 	m := newManager(t)
 	s := m.start(httpArgs()...)
@@ -606,9 +606,17 @@ func TestStatusNamesTheLatest(t *testing.T) {
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	m.next("MAINPID=" + strconv.Itoa(b.Pid))
-	b.Signal(syscall.SIGUSR2)
-	c := s.Ready(3)
-	m.next(fmt.Sprintf("STATUS=Serving with pid %d; pid %d drains .*", c.Pid, b.Pid))
+	restart := func(n int) *driver.Process {
+		b.Signal(syscall.SIGUSR2)
+		next := s.Ready(n)
+		m.next(fmt.Sprintf("STATUS=Serving with pid %d; pid %d drains .*", next.Pid, b.Pid))
+		return next
+	}
+	restart(3).Signal(syscall.SIGKILL)
+	m.next("MAINPID=" + strconv.Itoa(b.Pid))
+	m.next(fmt.Sprintf("STATUS=Serving with pid %d; pid %d drains 1 connection.*", b.Pid, a.Pid))
+
+	c := restart(4)
 	m.next("MAINPID=" + strconv.Itoa(c.Pid))
 	h.finish(a)
 	latest := false

@@ -62,8 +62,8 @@ type Process struct {
 	main       chan struct{} // closed when it first does; made by Wait
 	mainOnce   sync.Once
 	notifyOnce sync.Once
-	statusMu   sync.Mutex     // held while a status is told
-	replaced   bool           // by another than that this process serves; guarded by statusMu
+	statusMu   sync.Mutex     // guards replaced, and is held while the status changes with it
+	replaced   bool           // the status says no longer that this process serves
 	usr2       chan os.Signal // restart requests, also those that come before Wait
 }
 

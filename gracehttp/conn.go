@@ -145,8 +145,8 @@ func coreOf(nc net.Conn) *conn {
 // Read is Read for net/http. Between requests it may end the connection, that
 // is return io.EOF, because it has been moved or has been idle for too long.
 //
-// This, Write, SetReadDeadline and follow are on the way of each request. What they
-// cost is mostly the fetching of their code: what is rare is in functions of its own.
+// This, Write, SetReadDeadline and follow are on the way of each request: they are kept
+// short, and what is rare is in functions of its own.
 func (c *conn) Read(b []byte) (int, error) {
 	was := c.phase.Load()
 	if was&(fresh|kicked) != 0 {

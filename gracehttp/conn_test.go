@@ -79,6 +79,7 @@ func TestKickAsARequestBegins(t *testing.T) {
 			round.Load()
 		}
 	}
+	defer round.Store(rounds) // so that all kicks end
 	go func() {
 		for n := int64(1); n <= rounds; n++ {
 			await(&round, n)

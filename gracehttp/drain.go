@@ -162,6 +162,14 @@ func (d *drain) count(http2Only bool) int {
 	return n
 }
 
+// tell tells the client, if it is its turn, that this connection takes no more requests;
+// on HTTP/2, net/http makes that a GOAWAY.
+func (d *drain) tell(w http.ResponseWriter, r *http.Request) {
+	if d.tells(r) {
+		w.Header().Set("Connection", "close")
+	}
+}
+
 // tells reports whether an answer is to say that the connection takes no more
 // requests.
 func (d *drain) tells(r *http.Request) bool {

@@ -119,18 +119,10 @@ func checkTLS(srv *http.Server) error {
 
 // ServeHTTP calls the user's handler.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if s.draining.Load() != nil {
-		s.tell(w, r)
+	if d := s.draining.Load(); d != nil {
+		d.tell(w, r)
 	}
 	s.handler.ServeHTTP(w, r)
-}
-
-// tell tells the client, in a drain, that this connection takes no more requests (on
-// HTTP/2, net/http makes that a GOAWAY), unless the connection will be moved.
-func (s *server) tell(w http.ResponseWriter, r *http.Request) {
-	if d := s.draining.Load(); d != nil && d.tells(r) {
-		w.Header().Set("Connection", "close")
-	}
 }
 
 // upgrades reports whether the answer may be another protocol on the same
