@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strconv"
 	"strings"
@@ -20,6 +21,8 @@ type growth struct {
 	CPU         millis // processor time of both processes for the restart, median
 	Lost        int
 	Moved       int // connections on which the new process answered
+
+	Meanwhile *summary `json:",omitempty"` // of the answers during other restarts, to a few clients
 
 	times []restart
 }
@@ -68,6 +71,43 @@ func (c idleConns) use(ctx context.Context) (answers map[string]int, lost int, e
 	return answers, lost, err
 }
 
+// useMeanwhile sends requests, on one connection after the other, while do runs, and returns how long the answers took.
+func (c idleConns) useMeanwhile(do func() error) (took []time.Duration, lost int, err error) {
+	const workers = 4
+	done := make(chan struct{})
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			buf := make([]byte, 1024)
+			for {
+				select {
+				case <-time.After(time.Millisecond):
+				case <-done:
+					return
+				}
+				began := now()
+				_, err := get(c[rand.IntN(len(c)/workers)*workers+w], buf, false)
+				mu.Lock()
+				took = append(took, now()-began)
+				if err != nil {
+					lost++
+				}
+				mu.Unlock()
+				if err != nil {
+					return
+				}
+			}
+		}()
+	}
+	err = do()
+	close(done)
+	wg.Wait()
+	return took, lost, err
+}
+
 // inParallel calls do for 0 to n-1, from a few goroutines with a buffer each, until one returns an error.
 func inParallel(ctx context.Context, n int, do func(i int, buf []byte) error) error {
 	const workers = 32
@@ -101,6 +141,8 @@ func (r *costReport) moveIdle(ctx context.Context, cfg config, plan costPlan) (s
 		}
 		r.Moves = append(r.Moves, g)
 		fmt.Fprintf(&b, "%s  moved %d  lost %d\n", g.text("connections"), g.Moved, g.Lost)
+		fmt.Fprintf(&b, "%19s  in other restarts, answers to four clients on any of them took p50 %.1f  p99 %.1f  max %.1f\n",
+			"", g.Meanwhile.P50, g.Meanwhile.P99, g.Meanwhile.Max)
 		if g.Lost > 0 {
 			r.Failures = append(r.Failures, fmt.Sprintf("%d of %d idle connections lost", g.Lost, n))
 		}
@@ -140,6 +182,19 @@ func growIdle(ctx context.Context, cfg config, n, repeats int) (growth, error) {
 			break
 		}
 	}
+	var took []time.Duration
+	for range repeats {
+		some, lost, err := conns.useMeanwhile(func() error {
+			_, _, err := t.restartIdle(ctx)
+			return err
+		})
+		if err != nil {
+			return g, t.withLog(fmt.Errorf("%d connections, some in use: %w", n, err))
+		}
+		took, g.Lost = append(took, some...), g.Lost+lost
+	}
+	s := summarize(took)
+	g.Meanwhile = &s
 	g.sum()
 	return g, nil
 }

@@ -48,7 +48,9 @@
 //
 // Then servers are restarted that hold many idle connections, or many listeners, and nothing else to do: the times from
 // the signal should grow no faster than the numbers. Every connection is used again after each restart, the last time
-// after more than the server's ReadHeaderTimeout. The kinds of -kinds are load, memory, idle and listeners here.
+// after more than the server's ReadHeaderTimeout. The servers with connections then restart as often again while four
+// clients make requests on any of them: how long the answers take should not grow with the number. The kinds of -kinds
+// are load, memory, idle and listeners here.
 //
 // # Comparing with other servers
 //

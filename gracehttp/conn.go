@@ -287,17 +287,20 @@ func (c *conn) parked() bool {
 	return ok
 }
 
-// kick makes an idle connection's Read look whether to end it.
-func (c *conn) kick() {
+// kick makes an idle connection's Read look whether to end it, and reports whether
+// it is one.
+func (c *conn) kick() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.phase.Load()
 	if c.other || was&kicked != 0 || was&idle == 0 && !c.handshaking() {
-		return
+		return false
 	}
-	if c.phase.CompareAndSwap(was, was|kicked) { // else a request begins just now
-		c.raw.SetReadDeadline(longAgo)
+	if !c.phase.CompareAndSwap(was, was|kicked) {
+		return false // a request begins just now
 	}
+	c.raw.SetReadDeadline(longAgo)
+	return true
 }
 
 // lapse makes the connection look whether to end, when it has been idle for the

@@ -48,7 +48,7 @@ func TestKickBeforeARequestBegins(t *testing.T) {
 			if !test.fresh {
 				c.phase.Store(idle | armed)
 			}
-			raw.read = c.kick
+			raw.read = func() { c.kick() }
 			c.Read(make([]byte, bufferSize))
 			want := c.deadline
 			if test.wantKicked {

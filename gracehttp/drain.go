@@ -2,11 +2,8 @@ package gracehttp
 
 import (
 	"context"
-	"errors"
 	"hash/maphash"
-	"net"
 	"net/http"
-	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -53,8 +50,7 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	moves := to != nil && !s.tls && to.Moves()
 	d.give(moves)
 	if moves {
-		d.mover = newMover(s, to, d.refused)
-		go d.mover.run(ctx)
+		d.mover = newMover(func(c []syscall.Conn) error { return to.Move(s.socket, c) }, d.refused)
 	} else {
 		// What our predecessor still holds, it finishes.
 		handoff.Self().Accept(s.socket, nil)
@@ -77,8 +73,10 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	}
 
 	// Idle connections move, or end after the grace time.
-	d.kickAll()
-	if d.mover == nil {
+	if d.mover != nil {
+		go d.mover.run(ctx, s.gate.Entries())
+	} else {
+		d.kickAll()
 		d.kickAfterGrace()
 	}
 	if d.stop {
@@ -229,94 +227,5 @@ func (d *drain) patience(c *conn) time.Time {
 		return c.entry.Since().Add(freshGrace)
 	default:
 		return time.Time{}
-	}
-}
-
-// A mover hands connections to the successor, in batches.
-type mover struct {
-	server  *server
-	to      *handoff.Successor
-	offers  chan offer
-	refused atomic.Bool
-	done    chan struct{}
-	onError func(error)
-}
-
-type offer struct {
-	conn  *conn
-	taken chan<- bool
-}
-
-func newMover(s *server, to *handoff.Successor, onError func(error)) *mover {
-	return &mover{server: s, to: to, offers: make(chan offer), done: make(chan struct{}), onError: onError}
-}
-
-// offer waits until the connection is the successor's, or is not and stays here.
-func (m *mover) offer(c *conn) bool {
-	taken := make(chan bool, 1)
-	select {
-	case m.offers <- offer{c, taken}:
-		return <-taken
-	case <-m.done:
-		return false
-	}
-}
-
-// run moves what is offered until ctx is done or a batch is refused.
-func (m *mover) run(ctx context.Context) {
-	defer close(m.done)
-	for {
-		var batch []offer
-		select {
-		case o := <-m.offers:
-			batch = append(batch, o)
-		case <-ctx.Done():
-			return
-		}
-		runtime.Gosched() // or it would travel alone, and all that were kicked with it later
-		for more := true; more && len(batch) < handoff.MaxMove; {
-			select {
-			case o := <-m.offers:
-				batch = append(batch, o)
-			default:
-				more = false
-			}
-		}
-		if err := m.move(batch); err != nil {
-			// A drain that was called off says nothing about the successor.
-			if ctx.Err() == nil {
-				m.onError(err)
-				m.refused.Store(true)
-			}
-			return
-		}
-	}
-}
-
-// move hands a batch over, without those that were closed while they waited, and
-// answers the offers.
-func (m *mover) move(batch []offer) error {
-	for {
-		var open []offer
-		var conns []syscall.Conn
-		for _, o := range batch {
-			if raw, err := o.conn.raw.SyscallConn(); err != nil || raw.Control(func(uintptr) {}) != nil {
-				o.taken <- true // there is nothing to read from it
-				continue
-			}
-			open, conns = append(open, o), append(conns, o.conn.raw)
-		}
-		if len(open) == 0 {
-			return nil
-		}
-		err := m.to.Move(m.server.socket, conns)
-		if errors.Is(err, net.ErrClosed) {
-			batch = open // another was closed just now
-			continue
-		}
-		for _, o := range open {
-			o.taken <- err == nil
-		}
-		return err
 	}
 }

@@ -125,7 +125,7 @@ func (g *generation) moveTo(t *testing.T, next *generation) *drain {
 func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 	t.Helper()
 	d := &drain{server: g.server}
-	d.mover = newMover(g.server, nil, d.refused)
+	d.mover = newMover(nil, d.refused)
 	stop := make(chan struct{})
 	var stopped sync.WaitGroup
 	stopped.Add(1)
@@ -133,10 +133,17 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 		defer stopped.Done()
 		for {
 			select {
-			case o := <-d.mover.offers:
-				o.taken <- decide(o.conn)
+			case <-d.mover.wake:
 			case <-stop:
+				d.mover.end()
 				return
+			}
+			for b := d.mover.next(); b != nil; b = d.mover.next() {
+				taken := true
+				for _, c := range b.conns {
+					taken = decide(c) && taken
+				}
+				b.answer(taken)
 			}
 		}
 	}()
@@ -144,7 +151,6 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 		g.draining.Store(nil)
 		close(stop)
 		stopped.Wait()
-		close(d.mover.done)
 	})
 	g.gate.Pause()
 	g.draining.Store(d)

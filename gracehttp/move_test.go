@@ -18,8 +18,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 func TestConnectionsMove(t *testing.T) {
@@ -248,11 +253,12 @@ func TestHandlersDeadlineHoldsInADrain(t *testing.T) {
 	}
 }
 
-// refuse begins a drain to a successor that takes no connection of g.
-func (g *generation) refuse(t *testing.T) *drain {
+// moveBy begins a drain in which hand has the batches for the successor.
+func (g *generation) moveBy(t *testing.T, hand func([]syscall.Conn) error) *drain {
 	d := &drain{server: g.server}
 	d.give(false)
-	d.mover = newMover(g.server, handOver, d.refused)
+	d.mover = newMover(hand, d.refused)
+	d.mover.timeout = time.Hour // they come, however slow the machine is
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		g.draining.Store(nil)
@@ -261,9 +267,13 @@ func (g *generation) refuse(t *testing.T) *drain {
 	})
 	g.gate.Pause()
 	g.draining.Store(d)
-	go d.mover.run(ctx)
-	d.kickAll()
+	go d.mover.run(ctx, g.gate.Entries())
 	return d
+}
+
+// refuse begins a drain to a successor that takes no connection of g.
+func (g *generation) refuse(t *testing.T) *drain {
+	return g.moveBy(t, func([]syscall.Conn) error { return errors.New("refused") })
 }
 
 func TestRefusedConnectionsAreServedOn(t *testing.T) {
@@ -316,21 +326,188 @@ func TestRefusedConnectionsEndAfterTheGrace(t *testing.T) {
 // A program may close a connection at any time; that is no refusal.
 func TestConnectionClosedWhileItWaitsDoesNotCount(t *testing.T) {
 	t.Parallel()
-	accepted := make(chan net.Conn, 1)
+	accepted := make(chan net.Conn, 2)
 	srv := &http.Server{ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 		accepted <- c
 		return ctx
 	}}
 	g := serveGeneration(t, "tcp", srv, time.Hour)
 	c := connect(t, g)
-	closed := within(t, accepted, "the connection")
+	closed := coreOf(within(t, accepted, "the connection"))
+	connect(t, g)
+	open := coreOf(within(t, accepted, "the other connection"))
 	closed.Close()
-	m := newMover(g.server, handOver, func(err error) { t.Errorf("refused: %v", err) })
-	taken := make(chan bool, 1)
-	if err := m.move([]offer{{coreOf(closed), taken}}); err != nil || !within(t, taken, "the answer to the offer") {
-		t.Errorf("moving a connection that is closed: %v", err)
+	var moved []syscall.Conn
+	m := newMover(func(conns []syscall.Conn) error { // as handoff.Successor does it
+		for _, c := range conns {
+			raw, err := c.SyscallConn()
+			if err == nil {
+				err = raw.Control(func(uintptr) {})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		moved = append(moved, conns...)
+		return nil
+	}, nil)
+	if err := m.move([]*conn{closed, open}); err != nil {
+		t.Errorf("moving a connection that is closed and one that is open: %v", err)
+	}
+	if len(moved) != 1 || moved[0] != open.raw {
+		t.Errorf("moved %d connections, want the one that is open", len(moved))
+	}
+	if err := m.move([]*conn{closed}); err != nil || len(moved) != 1 {
+		t.Errorf("moving a connection that is closed: %v, %d moved", err, len(moved))
 	}
 	c.expectEnd()
+}
+
+// A request on a connection that waits to be moved waits too. So few do at a time,
+// and the others are served as ever.
+func TestFewConnectionsWaitAtATime(t *testing.T) {
+	t.Parallel()
+	const open = 4 * ahead
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, time.Hour)
+	answers := make(chan bool, open)
+	clients := make([]*client, open)
+	for i := range clients {
+		clients[i] = connect(t, g)
+		clients[i].send(get)
+		clients[i].expect("server / 0")
+	}
+	handed, refuse := make(chan int, 1), make(chan error)
+	g.moveBy(t, func(conns []syscall.Conn) error {
+		handed <- len(conns)
+		return <-refuse
+	})
+	t.Cleanup(func() { close(refuse) })
+	if n := within(t, handed, "a batch"); n > ahead {
+		t.Errorf("%d connections in the first batch, want at most %d", n, ahead)
+	}
+	for _, c := range clients {
+		c.send(get)
+		go func() {
+			_, _, err := c.tryAnswer()
+			answers <- err == nil
+		}()
+	}
+	answered := func(n int, when string) {
+		t.Helper()
+		for i := range n {
+			if !within(t, answers, fmt.Sprintf("answer %d of %d %s", i+1, n, when)) {
+				t.Fatalf("a connection has ended %s", when)
+			}
+		}
+	}
+	answered(open-2*ahead, "while others wait to be moved")
+	refuse <- errors.New("refused")
+	answered(2*ahead, "after the refusal")
+}
+
+func TestAllIdleConnectionsMove(t *testing.T) {
+	t.Parallel()
+	const open = 3 * ahead
+	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, time.Hour)
+	clients := make([]*client, open)
+	for i := range clients {
+		clients[i] = connect(t, g)
+	}
+	moved := make(chan int, open)
+	g.moveBy(t, func(conns []syscall.Conn) error {
+		moved <- len(conns)
+		return nil
+	})
+	for n := 0; n < open; {
+		n += within(t, moved, fmt.Sprintf("more than %d of %d to be moved", n, open))
+	}
+	for _, c := range clients {
+		c.expectEnd() // nobody else has it here
+	}
+}
+
+// That a batch fails while the drain is called off is no refusal. What is offered then
+// stays here.
+func TestDrainCalledOffIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(context.Background())
+	m := newMover(func([]syscall.Conn) error {
+		cancel()
+		return errors.New("closed")
+	}, func(err error) { t.Errorf("refused: %v", err) })
+	go m.run(ctx, nil)
+	c, _ := fakeConn()
+	offer := func() bool {
+		taken := make(chan bool, 1)
+		go func() { taken <- m.offer(c) }()
+		return within(t, taken, "the answer to an offer")
+	}
+	if offer() || m.refused.Load() {
+		t.Error("a connection is taken, or refused")
+	}
+	within(t, m.done, "the end")
+	if offer() {
+		t.Error("a connection is taken after the end")
+	}
+}
+
+// Many connections may become idle while a batch is on its way.
+func TestBatchesAreNoLargerThanAMessage(t *testing.T) {
+	t.Parallel()
+	m := newMover(nil, nil)
+	for range handoff.MaxMove + 1 {
+		m.enter(nil)
+	}
+	for _, want := range []int{handoff.MaxMove, 1} {
+		if b := m.next(); b == nil || len(b.conns) != want {
+			t.Fatalf("a batch: %v, want %d connections", b, want)
+		}
+	}
+	if b := m.next(); b != nil {
+		t.Errorf("another batch: %v", b)
+	}
+}
+
+// Those that are asked first may all have something better to do.
+func TestIdleConnectionsMoveThoughTheFirstAreBusy(t *testing.T) {
+	t.Parallel()
+	begun, release := make(chan bool), make(chan bool)
+	t.Cleanup(func() { close(release) })
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun <- true
+		<-release
+	})}, time.Hour)
+	for range ahead + 1 {
+		connect(t, g).send(get)
+		within(t, begun, "a request")
+	}
+	connect(t, g)
+	handed := make(chan int, 1)
+	g.moveBy(t, func(conns []syscall.Conn) error {
+		handed <- len(conns)
+		return nil
+	})
+	if n := within(t, handed, "the idle connection to be moved"); n != 1 {
+		t.Errorf("%d connections moved, want 1", n)
+	}
+}
+
+// All that were asked to move may have begun a request, and never come.
+func TestOthersAreAskedThoughNobodyComes(t *testing.T) {
+	t.Parallel()
+	var open []*accept.Entry
+	for range ahead + 1 {
+		c, _ := fakeConn()
+		open = append(open, &c.entry)
+	}
+	last := open[ahead].Conn.(*conn)
+	m := newMover(nil, nil)
+	m.timeout = time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	go m.run(ctx, open)
+	driver.Eventually(t, "the last connection to be asked", func() bool { return last.is(kicked) })
+	cancel()
+	within(t, m.done, "the end")
 }
 
 // All that handlers do with a connection works in between moves.
