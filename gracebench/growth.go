@@ -72,24 +72,20 @@ func (c idleConns) use(ctx context.Context) (answers map[string]int, lost int, e
 }
 
 // useMeanwhile sends requests, on one connection after the other, while do runs, and returns how long the answers took.
-func (c idleConns) useMeanwhile(do func() error) (took []time.Duration, lost int, err error) {
-	const workers = 4
-	done := make(chan struct{})
+func (c idleConns) useMeanwhile(ctx context.Context, do func() error) (took []time.Duration, lost int, err error) {
+	const clients = 4
+	done, ended := make(chan struct{}), make(chan error)
 	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			buf := make([]byte, 1024)
+	go func() {
+		ended <- inParallel(ctx, clients, func(client int, buf []byte) error {
 			for {
 				select {
 				case <-time.After(time.Millisecond):
 				case <-done:
-					return
+					return nil
 				}
 				began := now()
-				_, err := get(c[rand.IntN(len(c)/workers)*workers+w], buf, false)
+				_, err := get(c[rand.IntN(len(c)/clients)*clients+client], buf, false)
 				mu.Lock()
 				took = append(took, now()-began)
 				if err != nil {
@@ -97,14 +93,16 @@ func (c idleConns) useMeanwhile(do func() error) (took []time.Duration, lost int
 				}
 				mu.Unlock()
 				if err != nil {
-					return
+					return nil
 				}
 			}
-		}()
-	}
+		})
+	}()
 	err = do()
 	close(done)
-	wg.Wait()
+	if ended := <-ended; err == nil {
+		err = ended
+	}
 	return took, lost, err
 }
 
@@ -184,7 +182,7 @@ func growIdle(ctx context.Context, cfg config, n, repeats int) (growth, error) {
 	}
 	var took []time.Duration
 	for range repeats {
-		some, lost, err := conns.useMeanwhile(func() error {
+		some, lost, err := conns.useMeanwhile(ctx, func() error {
 			_, _, err := t.restartIdle(ctx)
 			return err
 		})

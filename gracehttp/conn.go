@@ -40,7 +40,7 @@ type conn struct {
 
 	deadline time.Time // for reads, as net/http wants it; unless fresh, only while idle
 	since    time.Time // when it became idle during a drain
-	http2    net.Conn  // what net/http speaks HTTP/2 on, or nil
+	http2    any       // what net/http speaks HTTP/2 on, or nil
 	gone     bool      // moved or ended: Read returns io.EOF
 	shared   bool      // offered and not taken: a copy may be on its way for long
 	other    bool      // hijacked or HTTP/2
@@ -247,8 +247,7 @@ func (c *conn) lookForPreface(b []byte) {
 	if int(c.preface) == len(http2Preface) {
 		c.preface = -1
 		c.mu.Lock()
-		c.leave()
-		c.http2, _ = c.raw.(net.Conn)
+		c.toHTTP2(c.raw)
 		c.mu.Unlock()
 	}
 }
@@ -378,8 +377,7 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 	case http.StateActive:
 		if t, ok := nc.(*tls.Conn); ok && c.is(fresh) && !c.other {
 			if state := t.ConnectionState(); state.NegotiatedProtocol == "h2" {
-				c.leave()
-				c.http2 = t
+				c.toHTTP2(t)
 				c.overhead = tlsOverhead(state)
 			}
 		}
@@ -414,6 +412,17 @@ func (c *conn) idleInDrain(d *drain) {
 	}
 }
 
+// toHTTP2 counts the connection among those that speak HTTP/2, which net/http does on
+// nc. The caller holds c.mu.
+func (c *conn) toHTTP2(nc any) {
+	if c.other {
+		return // it was closed meanwhile
+	}
+	c.http2 = nc
+	c.server.http2.Add(1) // before it leaves: a drain waits for one kind, then for the other
+	c.leave()
+}
+
 // leave counts the connection out of those that speak HTTP/1. The caller holds
 // c.mu.
 func (c *conn) leave() {
@@ -435,7 +444,7 @@ func (c *conn) Close() error {
 	if c.server.gate.Remove(&c.entry) {
 		c.mu.Lock()
 		c.leave()
-		if c.http2 != nil {
+		if c.http2 != nil && c.server.http2.Add(-1) == 0 {
 			c.server.change()
 		}
 		c.mu.Unlock()

@@ -135,7 +135,11 @@ func (d *drain) give(http2Only bool) {
 	n := &notice{begin: time.Now()}
 	// Connections over unix sockets cannot be told apart by their addresses.
 	if a := d.server.app; !d.stop && d.server.Addr().Network() == "tcp" {
-		n.spread = min(time.Duration(d.count(http2Only))*a.spreadEach, a.idleGrace)
+		count := d.server.http2.Load()
+		if !http2Only {
+			count += d.server.http1.Load()
+		}
+		n.spread = min(time.Duration(count)*a.spreadEach, a.idleGrace)
 		if !d.deadline.IsZero() {
 			// The last one's requests need time as well, and it may be idle for the
 			// grace time once more.
@@ -144,20 +148,6 @@ func (d *drain) give(http2Only bool) {
 		}
 	}
 	d.notice.Store(n)
-}
-
-// count returns how many connections are not hijacked, or how many speak HTTP/2.
-func (d *drain) count(http2Only bool) int {
-	n := 0
-	for _, e := range d.server.gate.Entries() {
-		c := e.Conn.(*conn)
-		c.mu.Lock()
-		if c.http2 != nil || !c.other && !http2Only {
-			n++
-		}
-		c.mu.Unlock()
-	}
-	return n
 }
 
 // tell tells the client, if it is its turn, that this connection takes no more requests;
@@ -194,7 +184,7 @@ func (d *drain) waitHTTP2(ctx context.Context) error {
 	n := d.notice.Load()
 	told := time.NewTimer(time.Until(n.begin.Add(n.spread)))
 	defer told.Stop()
-	for n.spread > 0 && d.count(true) > 0 {
+	for n.spread > 0 && d.server.http2.Load() > 0 {
 		select {
 		case <-d.server.changed:
 		case <-told.C:

@@ -763,7 +763,7 @@ func TestTimeToTellClients(t *testing.T) {
 				if got := d.notice.Load().spread; got > want || got < want-time.Second {
 					t.Errorf("clients are told within %v, want %v", got, want)
 				}
-				if got, want := d.count(true), map[string]int{"h2": 3, "h2c": 3}[kind]; got != want {
+				if got, want := g.http2.Load(), map[string]int64{"h2": 3, "h2c": 3}[kind]; got != want {
 					t.Errorf("%d connections speak HTTP/2, want %d", got, want)
 				}
 			})

@@ -38,7 +38,8 @@ type server struct {
 	user *http.Server // as Serve was given it
 
 	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
-	changed chan struct{} // http1 may have become 0, or an HTTP/2 connection has ended
+	http2   atomic.Int64  // those that speak HTTP/2
+	changed chan struct{} // one of these may have become 0
 	hooks   atomic.Int64  // calls of userShutdown that are ours, and still to come
 
 	mu      sync.Mutex   // guards what follows
