@@ -331,14 +331,16 @@ func (c *conn) settle() bool {
 	}
 	if d.moves() {
 		c.mu.Unlock()
-		taken := d.mover.offer(c)
+		b := d.mover.offer(c)
 		c.mu.Lock()
-		c.shared = !taken
-		if taken {
-			return true
+		if b != nil {
+			c.shared = !b.taken
+			if b.taken {
+				return true
+			}
 		}
 		if d.moves() {
-			return false // the drain was called off
+			return false // it is asked again, or the drain was called off
 		}
 	}
 	if time.Now().Before(d.patience(c)) {

@@ -2,6 +2,7 @@ package gracehttp
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"net/http"
 	"sync/atomic"
@@ -15,9 +16,10 @@ import (
 // the successor fails. It decides about each connection that is idle.
 type drain struct {
 	server   *server
-	stop     bool      // there is no successor
-	deadline time.Time // of the drain, or zero
-	mover    *mover    // nil: connections are finished here
+	stop     bool        // there is no successor
+	deadline time.Time   // of the drain, or zero
+	mover    *mover      // nil: connections are finished here
+	refused  atomic.Bool // so they are, since the successor has not taken some
 
 	// notice is given at the start, and again when the successor has refused
 	// connections.
@@ -50,7 +52,7 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	moves := to != nil && !s.tls && to.Moves()
 	d.give(moves)
 	if moves {
-		d.mover = newMover(func(c []syscall.Conn) error { return to.Move(s.socket, c) }, d.refused)
+		d.mover = newMover(func(c []syscall.Conn) error { return to.Move(s.socket, c, d.answerTime()) })
 	} else {
 		// What our predecessor still holds, it finishes.
 		handoff.Self().Accept(s.socket, nil)
@@ -74,7 +76,7 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 
 	// Idle connections move, or end after the grace time.
 	if d.mover != nil {
-		go d.mover.run(ctx, s.gate.Entries())
+		go d.move(ctx)
 	} else {
 		d.kickAll()
 		d.kickAfterGrace()
@@ -127,7 +129,7 @@ func (d *drain) kickAll() {
 func (d *drain) kickAfterGrace() { time.AfterFunc(d.server.app.idleGrace, d.kickAll) }
 
 // moves reports whether connections go to the successor.
-func (d *drain) moves() bool { return d.mover != nil && !d.mover.refused.Load() }
+func (d *drain) moves() bool { return d.mover != nil && !d.refused.Load() }
 
 // give gives notice: to all but hijacked connections, or only to those of HTTP/2,
 // which do not move.
@@ -196,11 +198,33 @@ func (d *drain) waitHTTP2(ctx context.Context) error {
 	return nil
 }
 
-// refused is called when the successor takes no more connections.
-func (d *drain) refused(err error) {
-	d.give(false)
+// move hands connections to the successor. If it takes no more, they are finished here.
+func (d *drain) move(ctx context.Context) {
+	err := d.mover.run(ctx, d.server.gate.Entries())
+	if errors.Is(err, handoff.ErrGone) {
+		// If it has crashed, that is about to be seen, and the drain to be called off.
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	if err == nil || ctx.Err() != nil {
+		return
+	}
 	d.server.app.logf("%s: the successor takes no connections: %v; finishing them here", d.server.Addr(), err)
+	d.give(false)
+	d.refused.Store(true)
 	d.kickAfterGrace()
+}
+
+// answerTime returns how long the successor may take to answer: connections wait for
+// that, and if there is no answer they need time to be finished here.
+func (d *drain) answerTime() time.Duration {
+	const enough = 3 * time.Second
+	if d.deadline.IsZero() {
+		return enough
+	}
+	return min(enough, time.Until(d.deadline)/4)
 }
 
 // patience returns until when an idle connection is left open for its client's

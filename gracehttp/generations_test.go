@@ -125,7 +125,7 @@ func (g *generation) moveTo(t *testing.T, next *generation) *drain {
 func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 	t.Helper()
 	d := &drain{server: g.server}
-	d.mover = newMover(nil, d.refused)
+	d.mover = newMover(nil)
 	stop := make(chan struct{})
 	var stopped sync.WaitGroup
 	stopped.Add(1)

@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/accept"
-	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -257,7 +256,7 @@ func TestHandlersDeadlineHoldsInADrain(t *testing.T) {
 func (g *generation) moveBy(t *testing.T, hand func([]syscall.Conn) error) *drain {
 	d := &drain{server: g.server}
 	d.give(false)
-	d.mover = newMover(hand, d.refused)
+	d.mover = newMover(hand)
 	d.mover.timeout = time.Hour // they come, however slow the machine is
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
@@ -267,7 +266,7 @@ func (g *generation) moveBy(t *testing.T, hand func([]syscall.Conn) error) *drai
 	})
 	g.gate.Pause()
 	g.draining.Store(d)
-	go d.mover.run(ctx, g.gate.Entries())
+	go d.move(ctx)
 	return d
 }
 
@@ -350,7 +349,7 @@ func TestConnectionClosedWhileItWaitsDoesNotCount(t *testing.T) {
 		}
 		moved = append(moved, conns...)
 		return nil
-	}, nil)
+	})
 	if err := m.move([]*conn{closed, open}); err != nil {
 		t.Errorf("moving a connection that is closed and one that is open: %v", err)
 	}
@@ -369,7 +368,7 @@ func TestFewConnectionsWaitAtATime(t *testing.T) {
 	t.Parallel()
 	const open = 4 * ahead
 	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, time.Hour)
-	answers := make(chan bool, open)
+	served := make(chan error, open)
 	clients := make([]*client, open)
 	for i := range clients {
 		clients[i] = connect(t, g)
@@ -386,23 +385,29 @@ func TestFewConnectionsWaitAtATime(t *testing.T) {
 		t.Errorf("%d connections in the first batch, want at most %d", n, ahead)
 	}
 	for _, c := range clients {
-		c.send(get)
 		go func() {
-			_, _, err := c.tryAnswer()
-			answers <- err == nil
+			var err error
+			for n, last := 0, false; n < 3 && !last && err == nil; n++ { // as soon as it is idle again, it comes by itself
+				if _, err = io.WriteString(c, get); err == nil {
+					var resp *http.Response
+					resp, _, err = c.tryAnswer()
+					last = err == nil && resp.Close
+				}
+			}
+			served <- err
 		}()
 	}
-	answered := func(n int, when string) {
+	clientsServed := func(n int, when string) {
 		t.Helper()
 		for i := range n {
-			if !within(t, answers, fmt.Sprintf("answer %d of %d %s", i+1, n, when)) {
-				t.Fatalf("a connection has ended %s", when)
+			if err := within(t, served, fmt.Sprintf("client %d of %d %s", i+1, n, when)); err != nil {
+				t.Fatalf("a connection has ended %s: %v", when, err)
 			}
 		}
 	}
-	answered(open-2*ahead, "while others wait to be moved")
+	clientsServed(open-2*ahead, "while others wait to be moved")
 	refuse <- errors.New("refused")
-	answered(2*ahead, "after the refusal")
+	clientsServed(2*ahead, "after the refusal")
 }
 
 func TestAllIdleConnectionsMove(t *testing.T) {
@@ -426,6 +431,45 @@ func TestAllIdleConnectionsMove(t *testing.T) {
 	}
 }
 
+// More may become idle while a batch is on its way than may wait for the next.
+func TestAllBusyConnectionsMoveWhenTheyAreIdle(t *testing.T) {
+	t.Parallel()
+	const open = 4 * ahead
+	begun, finish := make(chan bool), make(chan bool)
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun <- true
+		<-finish
+	})}, time.Hour)
+	clients := make([]*client, open)
+	for i := range clients {
+		clients[i] = connect(t, g)
+		clients[i].send(get)
+		within(t, begun, "a request")
+	}
+	moved, goOn := make(chan int, open), make(chan bool)
+	d := g.moveBy(t, func(conns []syscall.Conn) error {
+		moved <- len(conns)
+		<-goOn
+		return nil
+	})
+	t.Cleanup(func() { close(goOn) })
+	close(finish)
+	for _, c := range clients {
+		c.expect("")
+	}
+	n := within(t, moved, "a batch")
+	driver.Eventually(t, "the others to come", func() bool {
+		m := d.mover
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.waiting != nil && n+len(m.waiting.conns)+len(m.later) == open
+	})
+	for n < open {
+		goOn <- true
+		n += within(t, moved, fmt.Sprintf("more than %d of %d to be moved", n, open))
+	}
+}
+
 // That a batch fails while the drain is called off is no refusal. What is offered then
 // stays here.
 func TestDrainCalledOffIsNoRefusal(t *testing.T) {
@@ -434,37 +478,25 @@ func TestDrainCalledOffIsNoRefusal(t *testing.T) {
 	m := newMover(func([]syscall.Conn) error {
 		cancel()
 		return errors.New("closed")
-	}, func(err error) { t.Errorf("refused: %v", err) })
-	go m.run(ctx, nil)
-	c, _ := fakeConn()
-	offer := func() bool {
-		taken := make(chan bool, 1)
-		go func() { taken <- m.offer(c) }()
-		return within(t, taken, "the answer to an offer")
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- m.run(ctx, nil) }()
+	g := serveGeneration(t, "tcp", &http.Server{}, time.Hour)
+	connect(t, g)
+	c := g.gate.Entries()[0].Conn.(*conn)
+	offer := func() *batch {
+		offered := make(chan *batch, 1)
+		go func() { offered <- m.offer(c) }()
+		return within(t, offered, "the answer to an offer")
 	}
-	if offer() || m.refused.Load() {
-		t.Error("a connection is taken, or refused")
+	if b := offer(); b == nil || b.taken {
+		t.Errorf("offered in %v, want a batch that is not taken", b)
 	}
-	within(t, m.done, "the end")
-	if offer() {
-		t.Error("a connection is taken after the end")
+	if err := within(t, ended, "the end"); err != nil {
+		t.Errorf("refused: %v", err)
 	}
-}
-
-// Many connections may become idle while a batch is on its way.
-func TestBatchesAreNoLargerThanAMessage(t *testing.T) {
-	t.Parallel()
-	m := newMover(nil, nil)
-	for range handoff.MaxMove + 1 {
-		m.enter(nil)
-	}
-	for _, want := range []int{handoff.MaxMove, 1} {
-		if b := m.next(); b == nil || len(b.conns) != want {
-			t.Fatalf("a batch: %v, want %d connections", b, want)
-		}
-	}
-	if b := m.next(); b != nil {
-		t.Errorf("another batch: %v", b)
+	if b := offer(); b != nil {
+		t.Errorf("offered after the end, in %v", b)
 	}
 }
 
@@ -501,7 +533,7 @@ func TestOthersAreAskedThoughNobodyComes(t *testing.T) {
 		open = append(open, &c.entry)
 	}
 	last := open[ahead].Conn.(*conn)
-	m := newMover(nil, nil)
+	m := newMover(nil)
 	m.timeout = time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	go m.run(ctx, open)

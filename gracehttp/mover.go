@@ -2,70 +2,66 @@ package gracehttp
 
 import (
 	"context"
-	"errors"
-	"net"
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/facebookgo/grace/internal/accept"
-	"github.com/facebookgo/grace/internal/handoff"
 )
 
 const (
-	// ahead is how many idle connections are asked for at a time. A request that
-	// comes while its connection waits to be moved waits as well, so that must not be
-	// for all the others.
+	// ahead is how many connections may wait for a batch, and how many are in one (the
+	// successor takes handoff.MaxMove). A request that comes meanwhile waits with its
+	// connection: this bounds for how long. On all other connections, requests are
+	// answered here as ever.
 	ahead = 64
-	// askTimeout is after what time others are asked if none of these comes: all may
-	// have begun a request.
+	// askTimeout is how long to wait for another of those that were asked, before more
+	// are: all that are missing may have begun a request.
 	askTimeout = 20 * time.Millisecond
 )
 
 // A mover hands connections to the successor, in batches.
 type mover struct {
-	hand    func([]syscall.Conn) error // as handoff.Successor's Move
-	onError func(error)
-	refused atomic.Bool
-	wake    chan struct{} // a batch is waiting
-	done    chan struct{} // closed when nothing moves any more
-	timeout time.Duration // askTimeout
+	hand    func([]syscall.Conn) error // gives a batch away, or fails and leaves it here
+	wake    chan struct{}              // somebody waits
+	done    chan struct{}              // closed when nothing moves any more
+	timeout time.Duration              // askTimeout
 
-	mu      sync.Mutex // guards what follows, and is held to close done
-	waiting []*batch
+	mu      sync.Mutex     // guards what follows, and is held to close done
+	waiting *batch         // the next one, or nil
+	later   map[*conn]bool // those that came when enough others waited already
 }
 
-// A batch is of connections that move, or stay, together.
+// A batch is offered to the successor, which takes all of it or nothing.
 type batch struct {
 	conns    []*conn
 	taken    bool
-	answered chan struct{} // closed when taken is decided
+	answered chan struct{} // closed when taken is known
 }
 
-func newMover(hand func([]syscall.Conn) error, onError func(error)) *mover {
+func newMover(hand func([]syscall.Conn) error) *mover {
 	return &mover{
 		hand:    hand,
-		onError: onError,
 		wake:    make(chan struct{}, 1),
 		done:    make(chan struct{}),
+		later:   map[*conn]bool{},
 		timeout: askTimeout,
 	}
 }
 
-// offer waits until the connection is the successor's, or is not and stays here.
-func (m *mover) offer(c *conn) bool {
+// offer waits until the connection's batch was offered to the successor, and returns
+// it. It returns nil if there is no batch for it: not now, since enough others wait (it
+// will be asked later), or not any more.
+func (m *mover) offer(c *conn) *batch {
 	b := m.enter(c)
-	if b == nil {
-		return false
+	if b != nil {
+		<-b.answered
 	}
-	<-b.answered
-	return b.taken
+	return b
 }
 
-// enter adds a connection to a batch, or returns nil if nothing moves any more.
 func (m *mover) enter(c *conn) *batch {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -74,29 +70,27 @@ func (m *mover) enter(c *conn) *batch {
 		return nil
 	default:
 	}
-	last := len(m.waiting) - 1
-	if last < 0 || len(m.waiting[last].conns) == handoff.MaxMove {
-		m.waiting = append(m.waiting, &batch{answered: make(chan struct{})})
-		last++
+	if m.waiting == nil {
+		m.waiting = &batch{answered: make(chan struct{})}
+	} else if len(m.waiting.conns) == ahead {
+		m.later[c] = true
+		return nil
 	}
-	b := m.waiting[last]
-	b.conns = append(b.conns, c)
+	m.waiting.conns = append(m.waiting.conns, c)
+	delete(m.later, c)
 	select {
 	case m.wake <- struct{}{}:
 	default:
 	}
-	return b
+	return m.waiting
 }
 
-// next returns the batch that waits longest, or nil.
+// next returns the batch that waits, or nil.
 func (m *mover) next() *batch {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.waiting) == 0 {
-		return nil
-	}
-	b := m.waiting[0]
-	m.waiting = m.waiting[1:]
+	b := m.waiting
+	m.waiting = nil
 	return b
 }
 
@@ -105,11 +99,12 @@ func (b *batch) answer(taken bool) {
 	close(b.answered)
 }
 
-// run moves what is offered, and asks those that were open for that if they are idle,
-// until ctx is done or a batch is refused.
-func (m *mover) run(ctx context.Context, open []*accept.Entry) {
+// run moves connections: the open ones, which it asks to come when they are idle, and
+// those that come by themselves. It ends when ctx is done, or with the error with which
+// a batch could not be moved.
+func (m *mover) run(ctx context.Context, open []*accept.Entry) error {
 	defer m.end()
-	asked := 0 // that may still come
+	asked := 0 // about how many of those are still to come
 	for ctx.Err() == nil {
 		runtime.Gosched() // or the first would travel alone
 		b := m.next()
@@ -120,54 +115,69 @@ func (m *mover) run(ctx context.Context, open []*accept.Entry) {
 			if open[0].Conn.(*conn).kick() {
 				asked++
 			}
-			open[0] = nil // so that it can be freed
+			open[0] = nil // it may be closed long before this drain ends
 			open = open[1:]
 		}
+		for asked < ahead && m.askAgain() {
+			asked++
+		}
 		if b == nil {
-			if !m.wait(ctx, len(open) > 0) {
+			if !m.wait(ctx, asked == ahead) {
 				asked = 0
 			}
 			continue
 		}
 		err := m.move(b.conns)
-		if err != nil && ctx.Err() == nil { // a drain that was called off says nothing about the successor
-			m.onError(err)
-			m.refused.Store(true)
-		}
 		b.answer(err == nil)
-		if err != nil {
-			return
+		if err != nil && ctx.Err() == nil {
+			return err
 		}
 	}
+	return nil
 }
 
-// wait waits for an offer. If more connections are to be asked, that is not for long,
-// and it reports whether there may be one.
-func (m *mover) wait(ctx context.Context, more bool) bool {
-	var enough <-chan time.Time
-	if more {
-		enough = time.After(m.timeout)
+// askAgain asks one of those that came too early, and reports whether it has found one
+// that is idle.
+func (m *mover) askAgain() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for c := range m.later {
+		delete(m.later, c)
+		if c.kick() {
+			return true
+		}
+	}
+	return false
+}
+
+// wait waits until somebody comes. If enough were asked, it returns false when none of
+// them does within the timeout.
+func (m *mover) wait(ctx context.Context, enough bool) bool {
+	var late <-chan time.Time
+	if enough {
+		late = time.After(m.timeout)
 	}
 	select {
 	case <-m.wake:
 	case <-ctx.Done():
-	case <-enough:
+	case <-late:
 		return false
 	}
 	return true
 }
 
-// end lets what waits, and what is still offered, stay here.
+// end lets those that wait stay here, and all that still come.
 func (m *mover) end() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	close(m.done)
-	for _, b := range m.waiting {
-		b.answer(false)
+	if m.waiting != nil {
+		m.waiting.answer(false)
 	}
 }
 
-// move hands connections over. Those that were closed while they waited do not count.
+// move hands connections over. Some may have been closed since they came: they are no
+// reason for the others to stay.
 func (m *mover) move(conns []*conn) error {
 	for {
 		raw := make([]syscall.Conn, len(conns))
@@ -175,13 +185,17 @@ func (m *mover) move(conns []*conn) error {
 			raw[i] = c.raw
 		}
 		err := m.hand(raw)
-		if !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		conns = slices.DeleteFunc(slices.Clone(conns), isClosed)
-		if len(conns) == 0 {
+		if err == nil {
 			return nil
 		}
+		open := slices.DeleteFunc(slices.Clone(conns), isClosed)
+		if len(open) == len(conns) {
+			return err
+		}
+		if len(open) == 0 {
+			return nil
+		}
+		conns = open
 	}
 }
 

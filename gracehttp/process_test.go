@@ -597,6 +597,60 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 	}
 }
 
+// A crash shows first as a control socket that is closed. It is no reason to finish
+// connections here: they are to be served on.
+func TestCrashIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	for _, play := range []string{"take-kill", "take-exit"} {
+		t.Run(play, func(t *testing.T) {
+			t.Parallel()
+			link := driver.NewLink(t, driver.Binary(t))
+			s := startSite(t, "tcp", string(link), "-play", play, "-idle-grace", "0s")
+			var clients []*client
+			for range 200 {
+				c := s.connect()
+				c.send(getPid)
+				c.expectPid(s.first)
+				clients = append(clients, c)
+			}
+			link.Move(t, driver.Stranger(t))
+			s.first.Signal(syscall.SIGUSR2)
+			s.Line("restart failed: .*serving again with pid " + strconv.Itoa(s.first.Pid))
+			for _, c := range clients {
+				c.send(getPid)
+				if resp := c.expectPid(s.first); resp.Close {
+					t.Error("an answer says Connection: close")
+				}
+			}
+			if n := s.Count("takes no connections"); n > 0 {
+				t.Errorf("the log says %d times that the successor takes no connections", n)
+			}
+		})
+	}
+}
+
+// The wait for a successor that hangs leaves time to answer what has waited with it.
+func TestHungSuccessorInAShortDrain(t *testing.T) {
+	t.Parallel()
+	link := driver.NewLink(t, driver.Binary(t))
+	s := startSite(t, "tcp", string(link), "-play", "take-hang", "-idle-grace", "100ms", "-term-timeout", "4s")
+	var clients []*client
+	for range 10 {
+		clients = append(clients, s.connect())
+	}
+	link.Move(t, driver.Stranger(t))
+	s.first.Signal(syscall.SIGUSR2)
+	s.Line("^received ")
+	for _, c := range clients {
+		c.send(getPid)
+	}
+	for _, c := range clients {
+		c.expectPid(s.first)
+	}
+	s.Line("the successor takes no connections: no answer within (1s|\\d+ms)")
+	s.first.WaitExit(0)
+}
+
 // When the successor fails as late as it can, after Shutdown was called for what
 // is left, the predecessor still serves again, all there is.
 func TestServesAgainAfterShutdown(t *testing.T) {

@@ -22,6 +22,10 @@ var (
 	// serves.
 	ErrUnderWay = errors.New("a restart is already under way")
 
+	// ErrGone is returned by Move when the successor can say no more: it has
+	// ended, or is about to.
+	ErrGone = errors.New("the successor's end of the control socket is closed")
+
 	errStopping = errors.New("this process is stopping")
 
 	// ErrGivenUp is returned by Ready when the predecessor no longer waits: it

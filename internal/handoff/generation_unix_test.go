@@ -406,7 +406,7 @@ func TestFullDescriptorTableRefusesTheBatch(t *testing.T) {
 			}
 
 			release := fillDescriptors(t, free)
-			err := s.Move(l, conns)
+			err := s.Move(l, conns, patience)
 			release()
 			if free >= batch+sparedFDs {
 				if err != nil {
@@ -423,7 +423,7 @@ func TestFullDescriptorTableRefusesTheBatch(t *testing.T) {
 					checkAlive(t, client, servers[i])
 				}
 				// With room again they can move after all.
-				if err := s.Move(l, conns); err != nil {
+				if err := s.Move(l, conns, patience); err != nil {
 					t.Fatalf("with room again: %v", err)
 				}
 			}

@@ -12,9 +12,6 @@ import (
 	"time"
 )
 
-// MaxMove is how many connections fit in one batch.
-const MaxMove = 1
-
 // A Successor cannot exist where descriptors are not inherited.
 type Successor struct {
 	Pid     int
@@ -48,22 +45,25 @@ func (s *Socket) Describe() string { return string(s.Kind) }
 
 func (s *Socket) Descriptor() int { return -1 }
 
-func (s *Successor) TakeBack()                               {}
-func (s *Successor) Ready() bool                             { return false }
-func (s *Successor) giveUp()                                 {}
-func (s *Successor) TermMeansReady() bool                    { return false }
-func (s *Successor) HandOver(time.Duration) error            { return errors.ErrUnsupported }
-func (s *Successor) Settled() <-chan struct{}                { return nil }
-func (s *Successor) Exited() <-chan struct{}                 { return nil }
-func (s *Successor) SteppedDown() <-chan struct{}            { return nil }
-func (s *Successor) ExitError() error                        { return nil }
-func (s *Successor) Signal(os.Signal)                        {}
-func (s *Successor) Failed() bool                            { return false }
-func (s *Successor) Moves() bool                             { return false }
-func (s *Successor) Part() error                             { return nil }
-func (s *Successor) Waits() bool                             { return false }
-func (g *Generation) Waiting()                               {}
-func (s *Successor) Stop()                                   {}
-func (s *Successor) Stopping() bool                          { return false }
-func (s *Successor) Status(string, bool)                     {}
-func (s *Successor) Move(syscall.Conn, []syscall.Conn) error { return errors.ErrUnsupported }
+func (s *Successor) TakeBack()                    {}
+func (s *Successor) Ready() bool                  { return false }
+func (s *Successor) giveUp()                      {}
+func (s *Successor) TermMeansReady() bool         { return false }
+func (s *Successor) HandOver(time.Duration) error { return errors.ErrUnsupported }
+func (s *Successor) Settled() <-chan struct{}     { return nil }
+func (s *Successor) Exited() <-chan struct{}      { return nil }
+func (s *Successor) SteppedDown() <-chan struct{} { return nil }
+func (s *Successor) ExitError() error             { return nil }
+func (s *Successor) Signal(os.Signal)             {}
+func (s *Successor) Failed() bool                 { return false }
+func (s *Successor) Moves() bool                  { return false }
+func (s *Successor) Part() error                  { return nil }
+func (s *Successor) Waits() bool                  { return false }
+func (g *Generation) Waiting()                    {}
+func (s *Successor) Stop()                        {}
+func (s *Successor) Stopping() bool               { return false }
+func (s *Successor) Status(string, bool)          {}
+
+func (s *Successor) Move(syscall.Conn, []syscall.Conn, time.Duration) error {
+	return errors.ErrUnsupported
+}

@@ -24,8 +24,6 @@ const (
 	// may stay undecided: one built on this library says hello before its main
 	// runs, one built on facebookgo/grace never does.
 	helloTimeout = 500 * time.Millisecond
-	// takenTimeout bounds the wait for the answer to a batch of connections.
-	takenTimeout = 10 * time.Second
 )
 
 // startDir is where the process was started, by the name that the shell had
@@ -641,9 +639,10 @@ func (s *Successor) Status(text string, main bool) {
 
 // Move hands connections of a listener over, at most MaxMove at a time, and
 // waits for the answer. After nil they are the successor's: close them here.
-// After an error they are still ours, and nobody else reads them; net.ErrClosed
-// says that one of them was closed, and the others may be moved without it.
-func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn) error {
+// After an error they are still ours, and nobody else reads them. That may be
+// ErrGone, or that one of them was closed: the others may be moved without it.
+// After the timeout no more can be moved.
+func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout time.Duration) error {
 	id, err := identify(listener)
 	if err != nil {
 		return fmt.Errorf("the listener is closed: %v", err)
@@ -670,9 +669,12 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn) error {
 		s.mu.Lock()
 		delete(s.waiting, batch)
 		s.mu.Unlock()
+		if isGone(err) {
+			err = ErrGone
+		}
 		return err
 	}
-	timer := time.NewTimer(takenTimeout)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
 	case err := <-answer:
@@ -681,7 +683,11 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn) error {
 	}
 	// An answer now fails at the successor, or is among what we still read.
 	s.control.shutdown()
-	return <-answer
+	err = <-answer
+	if errors.Is(err, ErrGone) {
+		err = fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond))
+	}
+	return err
 }
 
 // MaxMove is how many connections fit in one batch.
@@ -723,6 +729,6 @@ func (s *Successor) refuseWaiting() {
 	defer s.mu.Unlock()
 	for batch, answer := range s.waiting {
 		delete(s.waiting, batch)
-		answer <- errors.New("the successor's end of the control socket is closed")
+		answer <- ErrGone
 	}
 }
