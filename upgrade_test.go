@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,10 +32,17 @@ func activate(t testing.TB, options []string, args ...string) driver.Command {
 	}
 }
 
-// freePort returns an address that nobody listens on.
+var freePorts atomic.Uint32
+
+// freePort returns an address that nobody listens on: on Linux, where all of
+// 127.0.0.0/8 is the loopback device's, one that no other test comes upon.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	host := "127.0.0.1"
+	if runtime.GOOS == "linux" {
+		host = fmt.Sprintf("127.0.2.%d", freePorts.Add(1)%250+1)
+	}
+	l, err := net.Listen("tcp", host+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
