@@ -19,12 +19,10 @@ import (
 	"time"
 )
 
-const (
-	// helloTimeout is how long a SIGTERM that comes while a successor starts
-	// may stay undecided: one built on this library says hello before its main
-	// runs, one built on facebookgo/grace never does.
-	helloTimeout = 500 * time.Millisecond
-)
+// helloTimeout is how long a SIGTERM that comes while a successor starts
+// may stay undecided: one built on this library says hello before its main
+// runs, one built on facebookgo/grace never does.
+const helloTimeout = 500 * time.Millisecond
 
 // startDir is where the process was started, by the name that the shell had
 // for it: if that leads through a symlink, a successor follows the symlink anew.
