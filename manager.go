@@ -165,7 +165,7 @@ func (p *Process) writePIDFile() {
 		return
 	}
 	if err := replaceFile(p.PIDFile, strconv.Itoa(os.Getpid())+"\n"); err != nil {
-		p.logf("writing the PID file: %v", err)
+		p.logf("writing the PID file: %v; serving without it", err)
 	}
 }
 

@@ -111,14 +111,18 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 //
 // Restart only starts the successor. Then it is for this process to close the
 // listeners and end: if Wait is running it does so; if not, the process gets
-// SIGTERM.
+// SIGTERM. A failure is logged, too.
 func (p *Process) Restart(listeners []Listener) (err error) {
 	start := time.Now()
 	pid, err := p.restart(listeners)
-	if errors.Is(err, handoff.ErrUnderWay) {
+	switch {
+	case err == nil:
+	case errors.Is(err, handoff.ErrUnderWay):
 		return err
-	}
-	if err != nil {
+	case errors.Is(err, handoff.ErrStopping):
+		p.logf("restart given up: %v", err)
+	default:
+		p.logf("restart failed: %v; still serving with pid %d", err, os.Getpid())
 		p.notify("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Restart failed: %v; serving with pid %d", err, os.Getpid())))
 	}
 	if p.OnRestart != nil {
@@ -197,14 +201,9 @@ func (p *Process) logf(format string, args ...any) {
 	l.Printf(format, args...)
 }
 
-// restartAndLog restarts, and says so if that failed.
-func (p *Process) restartAndLog(listeners []Listener) {
-	err := p.Restart(listeners)
-	switch {
-	case err == nil:
-	case errors.Is(err, handoff.ErrUnderWay):
+// restartSignaled restarts, and answers a signal that comes during a restart.
+func (p *Process) restartSignaled(listeners []Listener) {
+	if err := p.Restart(listeners); errors.Is(err, handoff.ErrUnderWay) {
 		p.logf("restart signal ignored: %v", err)
-	default:
-		p.logf("restart failed: %v; still serving with pid %d", err, os.Getpid())
 	}
 }

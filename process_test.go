@@ -431,6 +431,25 @@ func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 	}
 }
 
+// The kernel ends all processes of a container when its first one ends.
+func TestFirstProcessOfAContainerStays(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"grace", "ownloop"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			s := driver.Command{Args: tcp("-mode", mode)}.StartAsPID1(t)
+			p := s.Ready(1)
+			p.Signal(syscall.SIGUSR2)
+			s.Line("restart failed: .*pid 1 cannot hand over.*Supervise.*; still serving with pid 1")
+			p.Signal(syscall.SIGTERM)
+			s.First().WaitExit(0)
+			if n := s.Count(`^start `); n != 1 {
+				t.Errorf("%d processes were started, want 1", n)
+			}
+		})
+	}
+}
+
 func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 	t.Parallel()
 	program := func(content string, mode os.FileMode) func(t *testing.T) string {
@@ -452,7 +471,7 @@ func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 		{"signal", "kill", nil, "signal-killed",
 			`successor \S+: signal: killed after \S+ \(before it was ready\)$`},
 		{"timeout", "hang", nil, "deadline",
-			`successor \S+: not ready within 1s: context deadline exceeded; killed pid \d+$`},
+			`successor \S+: not ready within 1s, it has called neither Serve nor CloseParent: context deadline exceeded; killed pid \d+$`},
 		{"hook", "prestart", nil, "exist", `before the start: checking \S+: file already exists$`},
 		{"not executable", "", program("text", 0o600), "permission",
 			`starting \S+: (fork/exec \S+: )?permission denied$`},
@@ -867,6 +886,12 @@ func TestSuccessorRunsInTheDirectoryOfTheStart(t *testing.T) {
 		Argv0: "./server",
 	}.Start(t)
 	first := s.Ready(1)
+	program := filepath.Join(releases, "1", "server")
+	if err := os.Rename(program, program+".away"); err != nil {
+		t.Fatal(err)
+	}
+	first.Signal(syscall.SIGUSR2)
+	s.Line("restart failed: .*starting ./server in " + current + ": no such file or directory")
 
 	// A deployment moves the symlink, and removes what was there before.
 	next := current + ".next"

@@ -81,7 +81,7 @@ func (w *waiter) run() error {
 			if s := w.g.Starting(); s != nil && s.Ready() {
 				w.early = sig // for s, which arrives on w.ready
 			} else {
-				go w.p.restartAndLog(w.listeners)
+				go w.p.restartSignaled(w.listeners)
 			}
 
 		case sig := <-w.signals:
@@ -173,7 +173,7 @@ func (w *waiter) stop() error {
 	for {
 		select {
 		case err := <-drained:
-			progress.end(err)
+			progress.end(err, 0)
 			return err
 		case sig := <-w.signals:
 			if w.same() {
@@ -225,7 +225,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		}
 		s.Status("", false)
 		w.closeAll(drainErr != nil)
-		progress.end(drainErr)
+		progress.end(drainErr, s.Moved())
 		if err := s.Part(); err != nil {
 			w.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
 		}
@@ -403,12 +403,25 @@ func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func
 		wg.Wait()
 		err := errors.Join(errs...)
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("grace: left after %v: %s: %w", w.p.TermTimeout, w.left(), context.DeadlineExceeded)
+			err = &timeoutError{w.p.TermTimeout, w.left()}
 		}
 		done <- err
 	}()
 	return done, cancel
 }
+
+// A timeoutError says what is left when TermTimeout is over.
+type timeoutError struct {
+	timeout time.Duration
+	left    string
+}
+
+func (e *timeoutError) Error() string {
+	return fmt.Sprintf("grace: not drained within %v, left: %s", e.timeout, e.left)
+}
+
+// Is makes it a context.DeadlineExceeded.
+func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
 // closeWithin closes a listener that is not ours to pause.
 func closeWithin(ctx context.Context, l net.Listener) error {
@@ -502,16 +515,25 @@ func (p *progress) stop() { p.ticker.Stop() }
 
 func (p *progress) log() (left string) {
 	left = p.w.left()
+	select {
+	case <-p.w.g.PredecessorGone():
+	default:
+		left += fmt.Sprintf("; predecessor pid %d is still there", p.w.g.Parent())
+	}
 	p.w.p.logf("draining pid %d: %s", os.Getpid(), left)
 	return left
 }
 
-func (p *progress) end(err error) {
+func (p *progress) end(err error, moved int) {
+	also := ""
+	if moved > 0 {
+		also = fmt.Sprintf("; %d %s moved", moved, plural(moved, "connection"))
+	}
 	if err != nil {
-		p.w.p.logf("pid %d ends after %v: %v", os.Getpid(), since(p.start), err)
+		p.w.p.logf("pid %d ends after %v: %v%s", os.Getpid(), since(p.start), err, also)
 		return
 	}
-	p.w.p.logf("pid %d ends: drained within %v", os.Getpid(), since(p.start))
+	p.w.p.logf("pid %d ends: drained within %v%s", os.Getpid(), since(p.start), also)
 }
 
 func since(t time.Time) time.Duration { return time.Since(t).Round(time.Millisecond) }

@@ -57,7 +57,7 @@ func TestStopWithoutConnectionsIsPrompt(t *testing.T) {
 
 func TestTermTimeoutSaysWhatIsLeft(t *testing.T) {
 	t.Parallel()
-	const left = `grace: left after 200ms: 2 connections, the oldest open for \S+s: context deadline exceeded`
+	const left = `grace: not drained within 200ms, left: 2 connections, the oldest open for \S+s$`
 	t.Run("stop", func(t *testing.T) {
 		t.Parallel()
 		s := driver.Start(t, tcp("-term-timeout", "200ms")...)
@@ -177,7 +177,7 @@ func TestFailedRestartKeepsServing(t *testing.T) {
 	for fault, why := range map[string]string{
 		"exit":     `successor \S+: exit status 2 after \S+ \(before it was ready\)`,
 		"kill":     `successor \S+: signal: killed after \S+ \(before it was ready\)`,
-		"hang":     `successor \S+: not ready within 1s: context deadline exceeded; killed pid \d+`,
+		"hang":     `successor \S+: not ready within 1s, it has called neither Serve nor CloseParent: context deadline exceeded; killed pid \d+`,
 		"prestart": `before the start: checking \S+: file already exists`,
 	} {
 		t.Run(fault, func(t *testing.T) {
@@ -295,6 +295,9 @@ func TestStopWhileASuccessorStartsEndsBoth(t *testing.T) {
 				first.WaitExit(0)
 				s.Started(2).Wait()
 				s.WaitEnd()
+				if n := s.Count("still serving"); n != 0 {
+					t.Error("it says that it still serves")
+				}
 				driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
 			})
 		}

@@ -276,6 +276,7 @@ func TestRestartMovesConnections(t *testing.T) {
 			answered := time.Now()
 			s.first.WaitExit(0)
 			t.Logf("the old process has ended %v after its last answer", time.Since(answered))
+			s.Line(fmt.Sprintf(`pid %d ends: drained within \S+; [345] connections moved`, s.first.Pid))
 			for _, c := range []*client{fresh, idle, busy, began, piped} {
 				c.send(getPid)
 				c.expectPid(second)
@@ -830,7 +831,7 @@ func TestDrainTimeoutEndsThePredecessor(t *testing.T) {
 	if _, _, err := c.tryAnswer(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("the request that took too long: %v", err)
 	}
-	s.Line("left after 200ms: 1 connection")
+	s.Line("not drained within 200ms, left: 1 connection")
 	if pid := s.visitor(nil).pid(); pid != second.Pid {
 		t.Errorf("pid %d has answered, want %d", pid, second.Pid)
 	}
@@ -846,6 +847,7 @@ func TestRestartFromWithin(t *testing.T) {
 	if resp, body := c.answer(); resp.StatusCode != http.StatusInternalServerError || pidOf(resp) != s.first.Pid || !strings.Contains(body, "exit status 2") {
 		t.Errorf("answer to a restart that fails: %s from pid %d, %q", resp.Status, pidOf(resp), body)
 	}
+	s.Line(fmt.Sprintf("restart failed: .*exit status 2.*; still serving with pid %d", s.first.Pid))
 	faults.Clear(t, "exit")
 	c.send("GET /restart HTTP/1.1\r\nHost: x\r\n\r\n")
 	resp, body := c.answer()

@@ -213,6 +213,9 @@ func (a *app) listen(servers []*http.Server) (err error) {
 	var names []string
 	for _, srv := range servers {
 		network, addr := address(srv)
+		if addr == "" {
+			return fmt.Errorf("gracehttp: server %q: no path", srv.Addr)
+		}
 		if err := checkTLS(srv); err != nil {
 			return fmt.Errorf("gracehttp: server %s: %w", addr, err)
 		}

@@ -96,6 +96,7 @@ func TestFailedStartLeavesNothingListening(t *testing.T) {
 		{"address in use", &http.Server{Addr: taken.Addr().String()}, func(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }},
 		{"no such address", &http.Server{Addr: "127.0.0.1:no-such-port"}, func(err error) bool { var e *net.DNSError; return errors.As(err, &e) }},
 		{"no directory", &http.Server{Addr: "unix:/no/such/directory/socket"}, func(err error) bool { return errors.Is(err, syscall.ENOENT) }},
+		{"no path", &http.Server{Addr: "unix:"}, func(err error) bool { return strings.Contains(err.Error(), "no path") }},
 		{"no such socket", &http.Server{Addr: "systemd:web"}, func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
 		{"no certificate", &http.Server{Addr: "127.0.0.1:0", TLSConfig: &tls.Config{}}, func(err error) bool { return strings.Contains(err.Error(), "no certificate") }},
 	} {

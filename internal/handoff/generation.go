@@ -26,7 +26,8 @@ var (
 	// ended, or is about to.
 	ErrGone = errors.New("the successor's end of the control socket is closed")
 
-	errStopping = errors.New("this process is stopping")
+	// ErrStopping is returned by Start, and by HandOver, once Stop was called.
+	ErrStopping = errors.New("this process is stopping")
 
 	// ErrGivenUp is returned by Ready when the predecessor no longer waits: it
 	// serves on, and the sockets are its.
@@ -229,7 +230,7 @@ func (g *Generation) Stop(stop bool) {
 	defer g.mu.Unlock()
 	g.refusal = nil
 	if stop {
-		g.refusal = errStopping
+		g.refusal = ErrStopping
 		if g.successor != nil {
 			g.successor.giveUp()
 		}

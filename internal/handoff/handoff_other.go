@@ -57,6 +57,7 @@ func (s *Successor) ExitError() error             { return nil }
 func (s *Successor) Signal(os.Signal)             {}
 func (s *Successor) Failed() bool                 { return false }
 func (s *Successor) Moves() bool                  { return false }
+func (s *Successor) Moved() int                   { return 0 }
 func (s *Successor) Part() error                  { return nil }
 func (s *Successor) Waits() bool                  { return false }
 func (g *Generation) Waiting()                    {}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +28,10 @@ const helloTimeout = 500 * time.Millisecond
 // startDir is where the process was started, by the name that the shell had
 // for it: if that leads through a symlink, a successor follows the symlink anew.
 var startDir, startDirErr = os.Getwd()
+
+// errFirst is why the first process of a container starts no successor; see
+// pid_namespaces(7).
+var errFirst = errors.New("pid 1 cannot hand over, since its container ends with it; grace.Supervise lets it stay")
 
 // A Successor is a process that was started to take our place.
 type Successor struct {
@@ -53,6 +58,7 @@ type Successor struct {
 	steppedDown chan struct{} // closed when it has said that it is ending itself
 	stopping    atomic.Bool   // and that it was told to
 	waits       atomic.Bool   // it runs Wait
+	moved       atomic.Int64  // connections that it has taken
 	parted      chan struct{} // closed when it does not need us any more, see Part
 	settled     chan struct{} // closed when it is ready, or gone
 	state       *os.ProcessState
@@ -85,6 +91,9 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 // listeners in their order, then all that is in the pool and not among them.
 // It returns as soon as the process runs. Only one may be there at a time.
 func (g *Generation) Start(listeners []net.Listener) (*Successor, error) {
+	if os.Getpid() == 1 {
+		return nil, errFirst
+	}
 	s := newSuccessor(g, listeners)
 	g.mu.Lock()
 	if err := g.refusal; err != nil {
@@ -182,6 +191,9 @@ func fork(fds []int, env []string, attr *syscall.SysProcAttr) (pid int, err erro
 	}
 	pid, err = syscall.ForkExec(path, os.Args, &syscall.ProcAttr{Dir: startDir, Env: env, Files: files, Sys: attr})
 	if err != nil {
+		if !filepath.IsAbs(path) {
+			path += " in " + startDir
+		}
 		return 0, fmt.Errorf("starting %s: %w", path, err)
 	}
 	return pid, nil
@@ -484,9 +496,9 @@ func (s *Successor) awaitReady(timeout time.Duration) error {
 		return nil
 	case <-s.exited:
 	case <-timer.C:
-		why = fmt.Errorf("not ready within %v: %w", timeout, context.DeadlineExceeded)
+		why = fmt.Errorf("not ready within %v, it has called neither Serve nor CloseParent: %w", timeout, context.DeadlineExceeded)
 	case <-s.givenUp:
-		why = errStopping
+		why = ErrStopping
 	case <-s.mute:
 		select {
 		case <-s.exited: // that is why
@@ -675,18 +687,23 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout ti
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
-	case err := <-answer:
-		return err
+	case err = <-answer:
 	case <-timer.C:
+		// An answer now fails at the successor, or is among what we still read.
+		s.control.shutdown()
+		err = <-answer
+		if errors.Is(err, ErrGone) {
+			err = fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond))
+		}
 	}
-	// An answer now fails at the successor, or is among what we still read.
-	s.control.shutdown()
-	err = <-answer
-	if errors.Is(err, ErrGone) {
-		err = fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond))
+	if err == nil {
+		s.moved.Add(int64(len(conns)))
 	}
 	return err
 }
+
+// Moved returns how many connections the successor has taken over.
+func (s *Successor) Moved() int { return int(s.moved.Load()) }
 
 // MaxMove is how many connections fit in one batch.
 const MaxMove = maxFDs

@@ -161,11 +161,11 @@ func TestStoppingGivesTheSuccessorUp(t *testing.T) {
 	go func() { outcome <- s.awaitReady(time.Hour) }()
 	s.g.Stop(true)
 	s.g.Stop(true)
-	if err := await(t, "awaitReady", outcome); !errors.Is(err, errStopping) {
-		t.Errorf("error %v, want %v", err, errStopping)
+	if err := await(t, "awaitReady", outcome); !errors.Is(err, ErrStopping) {
+		t.Errorf("error %v, want %v", err, ErrStopping)
 	}
 	peer.receiveKind(t, kindGiveUp, nil)
-	if _, err := s.g.Start(nil); !errors.Is(err, errStopping) {
+	if _, err := s.g.Start(nil); !errors.Is(err, ErrStopping) {
 		t.Errorf("Start of a process that is stopping: %v", err)
 	}
 }
