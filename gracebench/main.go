@@ -116,8 +116,13 @@ func benchMain() error {
 	flag.BoolVar(&cfg.json, "json", false, "write JSON instead of tables")
 	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")
 	flag.BoolVar(&cost, "cost", false, "measure what the library costs while nothing restarts, next to net/http; and how restarts grow with connections and listeners")
-	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against")
+	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against; {addr} in it is where it is to listen")
 	flag.StringVar(&signalName, "signal", "USR2", "signal that makes the -peer restart")
+	flag.Usage = func() {
+		fmt.Fprintf(flag.CommandLine.Output(), "usage: gracebench [flags]\n"+
+			"Restarts a server under load, and exits with status 1 if a request was lost. More: go doc ./gracebench\n\n")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))

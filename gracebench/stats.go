@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -96,6 +97,14 @@ type summary struct {
 
 // millis is a duration that is shown, and written as JSON, in milliseconds.
 type millis float64
+
+// String gives three digits, or all before the point.
+func (m millis) String() string {
+	if m >= 100 {
+		return strconv.FormatFloat(float64(m), 'f', 0, 64)
+	}
+	return strconv.FormatFloat(float64(m), 'g', 3, 64)
+}
 
 func summarize(all []time.Duration) summary {
 	slices.Sort(all)

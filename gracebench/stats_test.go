@@ -34,6 +34,14 @@ func TestPercentileIsAMeasuredValue(t *testing.T) {
 	}
 }
 
+func TestMillisHaveNoExponent(t *testing.T) {
+	for m, want := range map[millis]string{0.071: "0.071", 1.2345: "1.23", 99.96: "100", 1060: "1060", 12_345.6: "12346"} {
+		if got := m.String(); got != want {
+			t.Errorf("%f is shown as %s, want %s", float64(m), got, want)
+		}
+	}
+}
+
 func TestPhaseOfARequest(t *testing.T) {
 	const signal, gone, second = time.Second, 2 * time.Second, 3 * time.Second
 	episodes := []episode{{signal, gone}, {second, never}}

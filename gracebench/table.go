@@ -13,7 +13,8 @@ const rowFormat = "%-10s %9v %8v %6v %9v %11v %8v  %-20s %-20s %-20s %-20s %-17s
 
 func tableHead(cfg config) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d clients that never retry, %d restarts (rapid: %d); %s/%s, %d processors. Times in ms.\n\n",
+	fmt.Fprintf(&b, "%d clients that never retry, %d restarts (rapid: %d); %s/%s, %d processors. Times in ms.\n"+
+		"What the columns mean: go doc ./gracebench\n\n",
 		cfg.clients, cfg.restarts, cfg.rapid, runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 	fmt.Fprintf(&b, rowFormat, "", "", "", "", "new", "new conns", "", "answers p50/p99/max", "", "", "", "p99 ratio",
 		"first answer", "old gone", "after its")
@@ -52,14 +53,14 @@ func (s summary) three() string {
 	if s.Max == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.3g/%.3g/%.3g", s.P50, s.P99, s.Max)
+	return fmt.Sprintf("%v/%v/%v", s.P50, s.P99, s.Max)
 }
 
 func (s summary) two() string {
 	if s.Max == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.3g/%.3g", s.P50, s.Max)
+	return fmt.Sprintf("%v/%v", s.P50, s.Max)
 }
 
 func (r *row) ratio() string {

@@ -9,7 +9,9 @@
 //
 // SIGUSR2 restarts: the program is started anew, inherits the sockets, and takes
 // the open connections over, each between two requests, so that no client even
-// has to reconnect. SIGTERM and SIGINT stop: requests are finished, then Serve
+// has to reconnect. The old process serves until the new one has opened or
+// inherited all its sockets and its Serve accepts: do what takes long before
+// calling Serve. SIGTERM and SIGINT stop: requests are finished, then Serve
 // returns. See package grace for what else happens on the way.
 //
 // Connections that cannot move (TLS, HTTP/2, hijacked ones) are finished here:
@@ -75,7 +77,7 @@ func StartTimeout(d time.Duration) Option {
 
 // DrainTimeout bounds how long open connections are waited for, after a handoff
 // and after a signal to stop; one minute by default. What is left then is
-// closed, and Serve returns an error.
+// closed, and Serve returns an error that is context.DeadlineExceeded.
 func DrainTimeout(d time.Duration) Option {
 	return func(a *app) { a.process.TermTimeout = d }
 }
@@ -91,10 +93,13 @@ func IdleGrace(d time.Duration) Option {
 }
 
 // OnDrain calls hook, in a goroutine of its own, when a drain begins: it is time
-// for the owners of hijacked connections, such as WebSockets, to end them. The
-// hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
-// connections are left, and the clients of HTTP/2 were told to open new ones. It
-// may be called again if a successor fails.
+// to end what would not end by itself, such as WebSockets and other hijacked
+// connections, and long answers such as server-sent events. Serve does not wait
+// for hook. It may be called again if a successor fails.
+//
+// The hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
+// connections are left, and the clients of HTTP/2 were told to open new ones: too
+// late to end an answer on HTTP/1.
 func OnDrain(hook func()) Option {
 	return func(a *app) { a.onDrain = append(a.onDrain, hook) }
 }
@@ -140,7 +145,8 @@ type app struct {
 // connection closed or moved. It returns an error if an address cannot be had:
 // nothing is left listening then. If one of the servers fails, the others are
 // drained first; http.ErrServerClosed says that the program has called its
-// Shutdown or Close.
+// Shutdown or Close, which may lose requests. To stop from within, send this
+// process SIGTERM.
 //
 // A server's Addr is as in net/http: empty means ":http", or ":https" with a
 // TLSConfig. "unix:/path" is a unix socket, and "systemd:NAME" a socket that
