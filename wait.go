@@ -89,19 +89,19 @@ func (w *waiter) run() error {
 				continue // s arrives on w.ready
 			}
 			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
-			return w.stop()
+			return w.stop(false)
 
 		case err := <-w.failed:
 			w.p.logf("stopping pid %d: %v", os.Getpid(), err)
-			return errors.Join(err, w.stop())
+			return errors.Join(err, w.stop(true))
 
 		case <-w.g.ToldToStop():
 			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
-			return w.stop()
+			return w.stop(false)
 
 		case <-w.g.Unsupervised():
 			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
-			return w.stop()
+			return w.stop(false)
 
 		case s := <-w.ready:
 			if over, err := w.handOver(s); over {
@@ -111,8 +111,8 @@ func (w *waiter) run() error {
 	}
 }
 
-// serve starts those listeners that accept by themselves, which is as good as
-// being ready.
+// serve starts those listeners that accept by themselves. When all of them could,
+// this process is ready.
 func (w *waiter) serve() error {
 	var servers []handoff.Server
 	for _, l := range w.listeners {
@@ -124,17 +124,31 @@ func (w *waiter) serve() error {
 		w.p.writePIDFile() // CloseParent, if there was a parent, was the program's to call
 		return nil
 	}
+	// One that cannot serve fails here, while the predecessor still does.
+	accepting := make(chan struct{}, len(servers))
+	for _, s := range servers {
+		go func() {
+			if err := s.Serve(func() { accepting <- struct{}{} }); err != nil {
+				w.failed <- err
+			}
+		}()
+	}
+	for range servers {
+		select {
+		case <-accepting:
+		case err := <-w.failed:
+			return err
+		case sig := <-w.signals:
+			die(sig) // nothing has begun yet
+		}
+	}
 	// Until here a connection waits in the kernel, and the predecessor may
 	// still take it.
 	if err := w.p.CloseParent(); err != nil {
 		return err
 	}
 	for _, s := range servers {
-		go func() {
-			if err := s.Serve(); err != nil {
-				w.failed <- err
-			}
-		}()
+		s.Resume()
 	}
 	return nil
 }
@@ -152,8 +166,9 @@ func (w *waiter) same() bool {
 	return passedOn && time.Since(w.told) < time.Second
 }
 
-// stop closes all listeners. No successor takes over.
-func (w *waiter) stop() error {
+// stop closes all listeners. No successor takes over; a predecessor that still drains
+// does so if this process has failed.
+func (w *waiter) stop(failed bool) error {
 	if w.early != nil {
 		w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
 	}
@@ -162,7 +177,11 @@ func (w *waiter) stop() error {
 	if starting != nil {
 		<-starting.Settled() // until then the sockets' paths may be its
 	}
-	w.g.StepDown(true)
+	if failed {
+		w.g.LeavePaths()
+	} else {
+		w.g.StepDown(true)
+	}
 	w.p.notifyStatus("STOPPING=1\nSTATUS=Stopping: "+w.left()+"\n"+systemd.Patience, false)
 	w.told = time.Now() // that may have taken a while
 	defer w.p.removePIDFile()

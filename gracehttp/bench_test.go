@@ -45,7 +45,8 @@ func benchmark(b *testing.B, keepAlive bool) {
 	a.process.Logger = log.New(io.Discard, "", 0)
 	s := newServer(a, &http.Server{Handler: handler}, ours.(socket), "benchmark")
 	a.servers = append(a.servers, s)
-	go s.Serve()
+	go s.Serve(func() {})
+	s.Resume()
 	b.Cleanup(s.cut)
 
 	sides := [2]*benchSide{

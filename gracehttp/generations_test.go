@@ -72,7 +72,10 @@ func serveGeneration(t *testing.T, network string, srv *http.Server, idleGrace t
 	}
 	g.server = newServer(a, srv, l.(socket), network+" "+address)
 	a.servers = append(a.servers, g.server)
-	go func() { g.served <- g.server.Serve() }()
+	accepting := make(chan struct{})
+	go func() { g.served <- g.server.Serve(func() { close(accepting) }) }()
+	within(t, accepting, "the server to accept")
+	g.server.Resume()
 	t.Cleanup(g.cut)
 	return g
 }

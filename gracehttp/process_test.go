@@ -482,7 +482,7 @@ func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 func TestFailedRestartKeepsServing(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range protocols {
-		for _, fault := range []string{"prestart", "exit", "kill", "hang", "kill-ready", "exit-ready"} {
+		for _, fault := range []string{"prestart", "exit", "kill", "hang", "unservable", "kill-ready", "exit-ready", "close-ready"} {
 			t.Run(protocol+" "+fault, func(t *testing.T) {
 				t.Parallel()
 				faults := driver.NewFaults(t)

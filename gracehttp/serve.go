@@ -30,6 +30,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -138,6 +139,7 @@ type app struct {
 	spreadEach time.Duration
 	onDrain    []func()
 	servers    []*server
+	serving    sync.Once // guards the line that says so
 }
 
 // Serve serves all the servers until the process is told to stop, or a successor

@@ -42,6 +42,9 @@ type server struct {
 	changed chan struct{} // one of these may have become 0
 	hooks   atomic.Int64  // calls of userShutdown that are ours, and still to come
 
+	accepting func() // called when the http.Server first accepts
+	begun     sync.Once
+
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
 	shut    bool         // we have called its Shutdown
@@ -64,6 +67,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		changed: make(chan struct{}, 1),
 	}
 	s.changes.L = &s.mu
+	s.gate.Pause() // until Resume
 	if srv.TLSNextProto != nil {
 		s.proto = maps.Clone(srv.TLSNextProto)
 		for name, serve := range s.proto {
@@ -134,10 +138,8 @@ func upgrades(r *http.Request) bool {
 }
 
 // Serve implements handoff.Server.
-func (s *server) Serve() error {
-	if s == s.app.servers[0] {
-		s.app.logServing()
-	}
+func (s *server) Serve(accepting func()) error {
+	s.accepting = accepting
 	for {
 		s.mu.Lock()
 		srv := s.http
@@ -173,6 +175,7 @@ func (s *server) serveOn(srv *http.Server, l net.Listener) error {
 
 // Accept implements net.Listener; it is called through httpListener.
 func (s *server) Accept() (net.Conn, error) {
+	s.begun.Do(s.accepting)
 	c, err := s.gate.Accept()
 	if err != nil {
 		return nil, err
@@ -374,6 +377,7 @@ func (s *server) userShutdown() {
 
 // Resume implements handoff.Drainer.
 func (s *server) Resume() {
+	s.app.serving.Do(s.app.logServing)
 	s.draining.Store(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -386,6 +390,7 @@ func (s *server) Resume() {
 		s.http = s.copyHTTP()
 		s.moved = nil
 		s.shut = false
+		s.gate.Reopen()
 		s.changes.Broadcast()
 	}
 	s.gate.Resume()

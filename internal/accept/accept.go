@@ -205,15 +205,22 @@ func (g *Gate) End() {
 	g.changed.Broadcast()
 }
 
-// Resume accepts again after Pause or End.
+// Resume accepts again after Pause.
 func (g *Gate) Resume() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if l, ok := g.listener.(interface{ SetDeadline(time.Time) error }); ok && !g.closed {
+	if l, ok := g.listener.(interface{ SetDeadline(time.Time) error }); ok && !g.ended {
 		l.SetDeadline(time.Time{})
-		g.paused, g.ended = false, false
+		g.paused = false
 		g.changed.Broadcast()
 	}
+}
+
+// Reopen makes a pause of an end.
+func (g *Gate) Reopen() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = g.closed
 }
 
 // Close closes the listener and ends every Accept, those that are waiting for

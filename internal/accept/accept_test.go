@@ -202,7 +202,7 @@ func TestListenerWithoutDeadlineCannotBePaused(t *testing.T) {
 	}
 }
 
-func TestEndLetsAcceptFailAndResumeUndoesIt(t *testing.T) {
+func TestEndLetsAcceptFailAndReopenUndoesIt(t *testing.T) {
 	g, l := listen(t)
 	waiting := acceptOne(g)
 	within(t, "End", g.End)
@@ -213,11 +213,17 @@ func TestEndLetsAcceptFailAndResumeUndoesIt(t *testing.T) {
 		t.Errorf("Accept after End returned %v, want net.ErrClosed", err)
 	}
 
-	client := dial(t, l) // the listener is open
 	g.Resume()
-	a := receive(t, "Accept after Resume", acceptOne(g))
+	if _, err := g.Accept(); err != net.ErrClosed {
+		t.Errorf("Accept after End and Resume returned %v, want net.ErrClosed", err)
+	}
+
+	client := dial(t, l) // the listener is open
+	g.Reopen()
+	g.Resume()
+	a := receive(t, "Accept after Reopen and Resume", acceptOne(g))
 	if a.err != nil {
-		t.Fatalf("Accept after End and Resume: %v", a.err)
+		t.Fatalf("Accept after Reopen and Resume: %v", a.err)
 	}
 	if got, want := a.conn.RemoteAddr().String(), client.LocalAddr().String(); got != want {
 		t.Errorf("accepted a connection from %s, want %s", got, want)
@@ -260,9 +266,10 @@ func TestCloseEndsEveryAccept(t *testing.T) {
 				c.Close()
 				t.Error("the listener is still open after Close")
 			}
-			within(t, "Pause, End and Resume of a closed gate", func() {
+			within(t, "Pause, End, Reopen and Resume of a closed gate", func() {
 				g.Pause()
 				g.End()
+				g.Reopen()
 				g.Resume()
 			})
 			if _, err := g.Accept(); err != net.ErrClosed {
@@ -510,6 +517,7 @@ func TestNoConnectionIsLostOrUncountedBetweenPauses(t *testing.T) {
 					t.Errorf("after Pause %d connections are in the book, of %d accepted", open, l.accepted.Load())
 				}
 			}
+			g.Reopen()
 			g.Resume()
 			runtime.Gosched()
 		}
@@ -590,7 +598,7 @@ func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
 			go func() {
 				defer callers.Done()
 				for range 200 {
-					switch rand.Intn(6) {
+					switch rand.Intn(8) {
 					case 0:
 						g.Pause()
 					case 1:
@@ -603,6 +611,8 @@ func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
 						ctx, cancel := context.WithTimeout(context.Background(), 50*time.Microsecond)
 						g.Wait(ctx)
 						cancel()
+					case 4:
+						g.Reopen()
 					default:
 						g.Resume()
 					}

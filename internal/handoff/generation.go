@@ -258,7 +258,7 @@ type Drainer interface {
 	// done. With a successor, it hands over what can be handed over, and Resume
 	// may follow; without one it is the end.
 	Drain(ctx context.Context, to *Successor) error
-	// Resume undoes Drain: connections are accepted again.
+	// Resume undoes Drain: connections are accepted, again.
 	Resume()
 	// Active returns how many connections are open, and since when the oldest.
 	Active() (open int, oldest time.Time)
@@ -267,10 +267,28 @@ type Drainer interface {
 // A Server is a Drainer that does the accepting itself.
 type Server interface {
 	Drainer
-	// Serve accepts and serves connections. It returns nil after Drain and
-	// Close, else why it cannot go on.
-	Serve() error
+	// Serve serves connections, which it accepts from the first Resume on. It calls
+	// accepting once, when nothing else is missing for that. It returns nil after
+	// Drain and Close, else why it cannot go on.
+	Serve(accepting func()) error
+}
+
+// LeavePaths leaves the paths of our sockets to a predecessor that is about to take
+// over again.
+func (g *Generation) LeavePaths() {
+	if !isClosed(g.gone) {
+		g.pool.keepPaths(true)
+	}
 }
 
 // Discard closes all inherited sockets that nobody has asked for.
 func (g *Generation) Discard() { g.pool.closeUnused() }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

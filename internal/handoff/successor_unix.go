@@ -457,15 +457,6 @@ func (s *Successor) Ready() bool {
 	return isClosed(s.ready)
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 func (s *Successor) markReady() {
 	s.markOnce.Do(func() { close(s.ready) })
 }

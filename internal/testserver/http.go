@@ -3,17 +3,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/facebookgo/grace/gracehttp"
@@ -24,10 +26,16 @@ import (
 func serveHTTP(f *kit.Flags) error {
 	var servers []*http.Server
 	addrs := make([]net.Addr, len(f.Listen))
-	var missing atomic.Int32
-	missing.Store(int32(len(f.Listen)))
+	// When the server says so, the predecessor knows, and signals are looked after.
+	gracehttp.SetLogger(log.New(&servingLog{serving: func() {
+		kit.Ready(addrs...)
+		f.AfterReady()
+		if f.Later("close-ready") {
+			servers[0].Close()
+		}
+	}}, "", log.LstdFlags))
 	for i, address := range f.Listen {
-		var serving atomic.Bool
+		var first sync.Once
 		srv := &http.Server{
 			Addr:              address,
 			Handler:           newMux(),
@@ -35,16 +43,8 @@ func serveHTTP(f *kit.Flags) error {
 			ReadHeaderTimeout: f.ReadHeaderTimeout,
 			WriteTimeout:      f.WriteTimeout,
 			IdleTimeout:       f.IdleTimeout,
-			// The server calls it when it begins to accept: then the predecessor
-			// knows, and signals are looked after.
 			BaseContext: func(l net.Listener) context.Context {
-				if !serving.Swap(true) {
-					addrs[i] = l.Addr()
-					if missing.Add(-1) == 0 {
-						kit.Ready(addrs...)
-						f.AfterReady()
-					}
-				}
+				first.Do(func() { addrs[i] = l.Addr() })
 				return context.Background()
 			},
 		}
@@ -60,6 +60,9 @@ func serveHTTP(f *kit.Flags) error {
 			srv.Protocols = new(http.Protocols)
 			srv.Protocols.SetHTTP1(true)
 			srv.Protocols.SetUnencryptedHTTP2(true)
+		}
+		if f.Faulty("unservable") {
+			srv.Close()
 		}
 		servers = append(servers, srv)
 	}
@@ -83,6 +86,21 @@ func serveHTTP(f *kit.Flags) error {
 	}
 	defer finish()
 	return gracehttp.ServeWithOptions(servers, append(options, managed...)...)
+}
+
+// A servingLog is the standard error, and notices the line that says that the process
+// serves.
+type servingLog struct {
+	once    sync.Once
+	serving func()
+}
+
+func (l *servingLog) Write(line []byte) (int, error) {
+	n, err := os.Stderr.Write(line)
+	if bytes.Contains(line, []byte(" Serving ")) {
+		l.once.Do(l.serving)
+	}
+	return n, err
 }
 
 // newMux returns the handlers. Each answer names the process in the header Pid.

@@ -97,7 +97,7 @@ func (f *Flags) Faulty(fault string) bool {
 // BeforeReady plays the faults of a process that never gets ready.
 func (f *Flags) BeforeReady() {
 	// What it will play later is decided now: then faults are its successor's.
-	for _, fault := range []string{"kill-ready", "exit-ready", "stop-ready"} {
+	for _, fault := range []string{"kill-ready", "exit-ready", "stop-ready", "close-ready"} {
 		if f.Faulty(fault) {
 			f.later = fault
 		}
@@ -117,6 +117,9 @@ func (f *Flags) BeforeReady() {
 		}
 	}
 }
+
+// Later reports whether this fault is to be played once ready.
+func (f *Flags) Later(fault string) bool { return f.later == fault }
 
 // AfterReady plays the faults of a process that dies young.
 func (f *Flags) AfterReady() {
