@@ -268,6 +268,10 @@ func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func
 	}
 	for _, l := range s.listeners {
 		c, ok := l.(syscall.Conn)
+		if ok {
+			_, err := c.SyscallConn()
+			ok = !errors.Is(err, errors.ErrUnsupported) // a wrapper of one that has only File
+		}
 		if !ok {
 			filer, ok := l.(interface{ File() (*os.File, error) })
 			if !ok {

@@ -639,6 +639,21 @@ func TestListenerWithoutDescriptorCallsTheRestartOff(t *testing.T) {
 	}
 }
 
+// A wrapper may offer SyscallConn for all that it wraps, as grace.NewListener does.
+func TestListenerThatHasOnlyFileMayBeWrapped(t *testing.T) {
+	s := playedSuccessor(newGeneration(), nil)
+	s.listeners = []net.Listener{wrapper{fileOnly{listenTCP(t)}}}
+	open, _, release, err := s.sockets()
+	defer release()
+	if err != nil || len(open) != 1 {
+		t.Errorf("%d sockets are passed on: %v", len(open), err)
+	}
+}
+
+type wrapper struct{ fileOnly }
+
+func (wrapper) SyscallConn() (syscall.RawConn, error) { return nil, errors.ErrUnsupported }
+
 func TestFileThatIsACopyOfAListener(t *testing.T) {
 	g := newGeneration()
 	a, b := listenTCP(t), listenTCP(t)
