@@ -138,6 +138,9 @@ func (p *Process) restart(listeners []Listener) (pid int, err error) {
 		return 0, fmt.Errorf("grace: %w", handoff.ErrUnderWay)
 	}
 	defer p.restarting.Unlock()
+	if err := g.Refuses(); err != nil { // before anybody hears of it
+		return 0, fmt.Errorf("grace: %w", err)
+	}
 	timeout := p.StartTimeout
 	if timeout == 0 {
 		timeout = defaultStartTimeout

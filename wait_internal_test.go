@@ -1,6 +1,8 @@
 package grace
 
 import (
+	"errors"
+	"io"
 	"log"
 	"os"
 	"strings"
@@ -19,5 +21,18 @@ func TestStopMentionsARestartSignalThatCameEarly(t *testing.T) {
 	}
 	if n := strings.Count(lines.String(), "restart signal ignored"); n != 1 {
 		t.Errorf("mentioned %d times in:\n%s", n, lines.String())
+	}
+}
+
+// Nor does the service manager, which waits for the end of a reload.
+func TestHookDoesNotHearOfARestartThatIsRefused(t *testing.T) {
+	handoff.Self().Stop(true)
+	defer handoff.Self().Stop(false)
+	p := &Process{
+		PreStart: func() error { t.Error("PreStart was called"); return nil },
+		Logger:   log.New(io.Discard, "", 0),
+	}
+	if err := p.Restart(nil); !errors.Is(err, handoff.ErrStopping) {
+		t.Errorf("Restart: %v, want %v", err, handoff.ErrStopping)
 	}
 }

@@ -7,6 +7,7 @@ package handoff
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log"
 	"net"
 	"os"
@@ -28,6 +29,10 @@ var (
 
 	// ErrStopping is returned by Start, and by HandOver, once Stop was called.
 	ErrStopping = errors.New("this process is stopping")
+
+	// errFirst is why the first process of a container starts no successor; see
+	// pid_namespaces(7).
+	errFirst = errors.New("pid 1 cannot hand over, since its container ends with it; grace.Supervise lets it stay")
 
 	// ErrGivenUp is returned by Ready when the predecessor no longer waits: it
 	// serves on, and the sockets are its.
@@ -221,6 +226,27 @@ func (g *Generation) Starting() *Successor {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.successor
+}
+
+// Refuses returns why no successor may be started now, such as ErrUnderWay or
+// ErrStopping, or nil.
+func (g *Generation) Refuses() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.refuses()
+}
+
+// refuses is Refuses. The caller holds g.mu.
+func (g *Generation) refuses() error {
+	switch {
+	case g.refusal != nil:
+		return g.refusal
+	case g.successor != nil:
+		return fmt.Errorf("%w: pid %d", ErrUnderWay, g.successor.Pid)
+	case os.Getpid() == 1:
+		return errFirst
+	}
+	return nil
 }
 
 // Stop lets no successor be started any more, and gives one up that is not

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -28,10 +29,6 @@ const helloTimeout = 500 * time.Millisecond
 // startDir is where the process was started, by the name that the shell had
 // for it: if that leads through a symlink, a successor follows the symlink anew.
 var startDir, startDirErr = os.Getwd()
-
-// errFirst is why the first process of a container starts no successor; see
-// pid_namespaces(7).
-var errFirst = errors.New("pid 1 cannot hand over, since its container ends with it; grace.Supervise lets it stay")
 
 // A Successor is a process that was started to take our place.
 type Successor struct {
@@ -91,24 +88,14 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 // listeners in their order, then all that is in the pool and not among them.
 // It returns as soon as the process runs. Only one may be there at a time.
 func (g *Generation) Start(listeners []net.Listener) (*Successor, error) {
-	if os.Getpid() == 1 {
-		return nil, errFirst
-	}
 	s := newSuccessor(g, listeners)
 	g.mu.Lock()
-	if err := g.refusal; err != nil {
+	if err := g.refuses(); err != nil {
 		g.mu.Unlock()
 		return nil, err
 	}
-	if other := g.successor; other != nil {
-		defer g.mu.Unlock()
-		return nil, fmt.Errorf("%w: pid %d", ErrUnderWay, other.Pid)
-	}
 	g.successor = s
-	providers := make(map[string]func() []byte, len(g.providers))
-	for name, f := range g.providers {
-		providers[name] = f
-	}
+	providers := maps.Clone(g.providers)
 	g.mu.Unlock()
 
 	if err := s.start(providers); err != nil {
