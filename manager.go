@@ -94,8 +94,9 @@ func mainPID(pid int) string {
 	return fmt.Sprintf("MAINPID=%d\nREADY=1\nWATCHDOG=1\nSTATUS=Serving with pid %d", pid, pid)
 }
 
-// repeat tells the manager a state until done.
-func (p *Process) repeat(state string, interval time.Duration, done <-chan struct{}) {
+// repeat tells the manager a state until done, while it takes us for the main
+// process if mainOnly.
+func (p *Process) repeat(state string, interval time.Duration, mainOnly bool, done <-chan struct{}) {
 	if !handoff.Self().Managed() {
 		return
 	}
@@ -104,7 +105,9 @@ func (p *Process) repeat(state string, interval time.Duration, done <-chan struc
 	for {
 		select {
 		case <-t.C:
-			p.notify(state)
+			if !mainOnly || p.isMain.Load() {
+				p.notify(state)
+			}
 		case <-done:
 			return
 		}
@@ -141,21 +144,8 @@ func (p *Process) storeListeners() {
 // watchdog says that this process is alive, while it is the main process and
 // until done, if the manager wants that.
 func (p *Process) watchdog(done <-chan struct{}) {
-	interval := systemd.Watchdog(os.Getenv, os.Getpid())
-	if interval == 0 {
-		return
-	}
-	t := time.NewTicker(interval)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			if p.isMain.Load() {
-				p.notify("WATCHDOG=1")
-			}
-		case <-done:
-			return
-		}
+	if interval := systemd.Watchdog(os.Getenv, os.Getpid()); interval > 0 {
+		p.repeat("WATCHDOG=1", interval, true, done)
 	}
 }
 

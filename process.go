@@ -149,7 +149,7 @@ func (p *Process) restart(listeners []Listener) (pid int, err error) {
 	p.notify(systemd.Reloading() + "\n" + systemd.Patience + "\nSTATUS=Starting a successor")
 	started := make(chan struct{})
 	defer close(started)
-	go p.repeat(systemd.Patience, systemd.PatienceTick, started)
+	go p.repeat(systemd.Patience, systemd.PatienceTick, false, started)
 	if p.PreStart != nil {
 		if err := p.PreStart(); err != nil {
 			return 0, fmt.Errorf("before the start: %w", err)

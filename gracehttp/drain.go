@@ -58,14 +58,14 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 		handoff.Self().Accept(s.socket, nil)
 	}
 	s.draining.Store(d)
-	if to == nil && !handoff.Self().Activated(s.socket) {
-		for _, c := range s.gate.Backlog() {
-			wrapped, core := s.wrap(c)
-			s.admit(core, s.gate.Add)
-			s.inject(wrapped)
+	if d.stop {
+		if !handoff.Self().Activated(s.socket) {
+			for _, c := range s.gate.Backlog() {
+				wrapped, core := s.wrap(c)
+				s.admit(core, s.gate.Add)
+				s.inject(wrapped)
+			}
 		}
-	}
-	if to == nil {
 		s.gate.Close()
 	}
 	if s == s.app.servers[0] {
@@ -150,14 +150,6 @@ func (d *drain) give(http2Only bool) {
 		}
 	}
 	d.notice.Store(n)
-}
-
-// tell tells the client, if it is its turn, that this connection takes no more requests;
-// on HTTP/2, net/http makes that a GOAWAY.
-func (d *drain) tell(w http.ResponseWriter, r *http.Request) {
-	if d.tells(r) {
-		w.Header().Set("Connection", "close")
-	}
 }
 
 // tells reports whether an answer is to say that the connection takes no more

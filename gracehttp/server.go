@@ -124,8 +124,8 @@ func checkTLS(srv *http.Server) error {
 
 // ServeHTTP calls the user's handler.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if d := s.draining.Load(); d != nil {
-		d.tell(w, r)
+	if d := s.draining.Load(); d != nil && d.tells(r) {
+		w.Header().Set("Connection", "close") // on HTTP/2, net/http makes that a GOAWAY
 	}
 	s.handler.ServeHTTP(w, r)
 }
@@ -408,7 +408,7 @@ func (s *server) copyHTTP() *http.Server {
 		WriteTimeout:                 u.WriteTimeout,
 		IdleTimeout:                  u.IdleTimeout,
 		MaxHeaderBytes:               u.MaxHeaderBytes,
-		TLSNextProto:                 s.proto,
+		TLSNextProto:                 maps.Clone(s.proto), // net/http adds to it
 		ConnState:                    u.ConnState,
 		ErrorLog:                     u.ErrorLog,
 		BaseContext:                  u.BaseContext,

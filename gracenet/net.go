@@ -261,21 +261,24 @@ func removeStale(network, path string) bool {
 	if err != nil || before.Mode()&fs.ModeSocket == 0 {
 		return false
 	}
-	// Another process may have bound it, and be about to listen.
-	for range 2 {
-		c, err := net.Dial(network, path)
-		if err == nil {
-			c.Close()
-			return false
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return false
-		}
-		time.Sleep(10 * time.Millisecond)
+	if !refuses(network, path) {
+		return false
+	}
+	time.Sleep(10 * time.Millisecond) // another process may have bound it, and be about to listen
+	if !refuses(network, path) {
+		return false
 	}
 	// Another process may have replaced it meanwhile.
 	after, err := os.Lstat(path)
 	return err == nil && os.SameFile(before, after) && os.Remove(path) == nil
+}
+
+func refuses(network, path string) bool {
+	c, err := net.Dial(network, path)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // matcher returns a function that reports whether a socket bound to an address

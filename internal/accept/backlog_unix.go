@@ -20,8 +20,8 @@ func (g *Gate) Backlog() (conns []net.Conn) {
 		return nil
 	}
 	for {
-		fd := -1
-		raw.Control(func(l uintptr) {
+		fd, err := -1, error(nil)
+		raw.Control(func(l uintptr) { // not called when the listener is closed
 			// One that shares the socket may have made it blocking.
 			syscall.SetNonblock(int(l), true)
 			syscall.ForkLock.RLock()

@@ -274,10 +274,6 @@ func (g *Generation) Managed() bool {
 	return g.supervisor != nil || os.Getenv(systemd.EnvSocket) != ""
 }
 
-// Notify tells the supervisor, or else the service manager at NOTIFY_SOCKET, of
-// a state, lines of NAME=VALUE as in sd_notify(3). With neither it does nothing.
-func (g *Generation) Notify(state string) error { return g.notify(state) }
-
 // A Drainer is a listener that can do more than close.
 type Drainer interface {
 	// Drain stops accepting and returns when no connection is left, or ctx is

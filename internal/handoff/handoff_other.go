@@ -31,7 +31,8 @@ func (g *Generation) Start([]net.Listener) (*Successor, error) {
 	return nil, fmt.Errorf("handing sockets over on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
-func (g *Generation) notify(string) error { return nil }
+// Notify does nothing.
+func (g *Generation) Notify(string, ...int) error { return nil }
 
 type messenger struct{}
 

@@ -58,12 +58,15 @@ func (g *Generation) tellSupervisor(state string) {
 	if g.supervisor == nil {
 		return
 	}
-	if err := g.notify(state); err != nil {
+	if err := g.Notify(state); err != nil {
 		g.logf("grace: telling the supervisor: %v", err)
 	}
 }
 
-func (g *Generation) notify(state string, fds ...int) error {
+// Notify tells the supervisor, or else the service manager at NOTIFY_SOCKET, of a
+// state, lines of NAME=VALUE as in sd_notify(3), with copies of descriptors. With
+// neither it does nothing.
+func (g *Generation) Notify(state string, fds ...int) error {
 	if g.supervisor != nil {
 		var oob []byte
 		if len(fds) > 0 {
@@ -96,7 +99,7 @@ func (g *Generation) StoreListeners() error {
 		}
 		state := "FDSTORE=1\nFDNAME=" + strings.NewReplacer(":", "_", "\n", "_").Replace(name)
 		if err := withFDs([]syscall.Conn{s.conn()}, func(fds []int) error {
-			return g.notify(state, fds...)
+			return g.Notify(state, fds...)
 		}); err != nil {
 			return err
 		}
