@@ -210,6 +210,19 @@ func (w *waiter) stop(failed bool) error {
 	}
 }
 
+// A handover is the time from the successor's word that it is ready until this process
+// ends, or serves again since the successor has failed.
+type handover struct {
+	*waiter
+	s        *handoff.Successor
+	progress *progress
+	drained  <-chan error     // nil when we are
+	exited   <-chan struct{}  // nil when the successor has
+	standby  <-chan time.Time // its end; nil while we do not stand by
+	told     bool             // to stop, which is meant for the service
+	drainErr error
+}
+
 // handOver leaves the sockets to a successor that is ready. It reports whether
 // that is the end; if not, the successor has failed and we serve again.
 func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
@@ -217,45 +230,9 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.g.StepDown(false)
 	drained, cancel := w.drain(s)
 	defer cancel()
-	progress := w.newProgress()
-	defer progress.stop()
+	h := &handover{waiter: w, s: s, progress: w.newProgress(), drained: drained, exited: s.Exited()}
+	defer h.progress.stop()
 	w.p.notifyStatus(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()), false)
-
-	var (
-		exited      = s.Exited()
-		steppedDown = s.SteppedDown()
-		survived    <-chan time.Time // the successor has, for long enough to be the main process
-		standby     <-chan time.Time // is over
-		toldToStop  = w.g.ToldToStop()
-		told        = false // to stop
-		drainErr    error
-	)
-	if w.p.Standby == 0 {
-		survived = time.After(probation)
-	}
-	// A service manager that stops the service listens to its main process, and
-	// ends all others when that one has ended: then we have to be the last.
-	last := func() bool {
-		return (told || s.Stopping()) && exited != nil && s.Waits() && w.p.isMain.Load() && w.g.Managed() && !w.g.Supervised()
-	}
-	end := func() (bool, error) {
-		if exited != nil {
-			w.p.notifyMain(s)
-		}
-		s.Status("", false)
-		w.closeAll(drainErr != nil)
-		progress.end(drainErr, s.Moved())
-		if err := s.Part(); err != nil {
-			w.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
-		}
-		select {
-		case <-w.p.usr2: // from somebody who has just read our number
-			w.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
-			s.Signal(restartSignal)
-		default:
-		}
-		return true, drainErr
-	}
 	if w.early != nil {
 		select {
 		case w.p.usr2 <- w.early:
@@ -263,108 +240,160 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		}
 		w.early = nil
 	}
-	for {
-		select {
-		case drainErr = <-drained:
-			drained = nil
-			switch {
-			case last():
-				s.Stop() // its end is what we wait for
-			case told, exited == nil:
-				return end()
-			case s.Failed():
-				// That comes first: it is the next thing to be seen.
-			case w.p.Standby == 0:
-				return end()
-			default:
-				w.p.logf("pid %d is drained and stands by for %v", os.Getpid(), w.p.Standby)
-				standby = time.After(w.p.Standby)
-			}
 
-		case <-standby:
-			if !last() {
-				return end()
-			}
+	var survived <-chan time.Time // the successor has, for long enough to be the main process
+	if w.p.Standby == 0 {
+		survived = time.After(probation)
+	}
+	steppedDown, toldToStop := s.SteppedDown(), w.g.ToldToStop()
+	for {
+		over := false
+		select {
+		case h.drainErr = <-h.drained:
+			h.drained = nil
+			over = h.afterDrain()
+
+		case <-h.standby:
+			over = !h.isLast()
 
 		case <-survived:
-			if !last() {
+			if !h.isLast() {
 				w.p.notifyMain(s)
 			}
 
 		case <-steppedDown:
-			if last() {
+			steppedDown = nil
+			if h.isLast() {
 				s.Stop() // so that it does not wait for our end
 			} else {
 				w.p.notifyMain(s) // it needs that to name its own successor
 			}
-			steppedDown = nil
 
-		case <-exited:
-			exited = nil
-			if told || !s.Failed() {
-				// It was stopped on purpose, or has a successor of its own.
-				w.g.Stop(true)
-				if drained == nil {
-					return end()
+		case <-h.exited:
+			h.exited = nil
+			if !h.told && s.Failed() {
+				cancel()
+				if h.drained != nil {
+					<-h.drained
 				}
-				continue
+				w.takeBack(s)
+				return false, nil
 			}
-			cancel()
-			if drained != nil {
-				<-drained
-			}
-			w.takeBack(s)
-			return false, nil
+			// It was stopped on purpose, or has a successor of its own.
+			w.g.Stop(true)
+			over = h.drained == nil
 
 		case sig := <-w.signals:
-			if told && w.same() {
-				continue
-			}
-			if told {
-				w.p.logf("%v again: ending now; left: %s", sig, w.left())
-				die(sig)
-			}
-			// Whoever stops the successor as well must not wake us by that.
-			w.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), w.left())
-			told, w.told = true, time.Now()
-			if last() {
-				w.p.notify("STOPPING=1\nSTATUS=Stopping: " + w.left() + "\n" + systemd.Patience)
-				s.Stop()
-			} else if drained == nil {
-				return end()
-			}
+			over = h.stopSignal(sig)
 
 		case <-toldToStop:
 			toldToStop = nil
-			told, w.told = true, time.Now()
+			h.told, w.told = true, time.Now()
 			s.Stop()
-			if drained == nil && !last() {
-				return end()
-			}
+			over = h.drained == nil && !h.isLast()
 
 		case <-w.p.usr2:
-			if last() {
+			if h.isLast() {
 				w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
-				continue
-			}
-			w.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), s.Pid)
-			w.p.notifyMain(s) // what it has to say then counts
-			s.Signal(restartSignal)
-
-		case <-progress.tick:
-			if standby != nil && !last() {
-				continue
-			}
-			// The main process is listened to.
-			text := fmt.Sprintf("pid %d drains %s", os.Getpid(), progress.log())
-			if told && last() {
-				w.p.notify("STATUS=Stopping: " + text + "\n" + systemd.Patience)
-			} else if w.p.isMain.Load() {
-				w.p.notify(fmt.Sprintf("STATUS=Serving with pid %d; %s", s.Pid, text))
 			} else {
-				s.Status(text, false)
+				w.p.notifyMain(s) // what the successor has to say then counts
+				h.passRestart()
 			}
+
+		case <-h.progress.tick:
+			h.report()
 		}
+		if over {
+			h.end()
+			return true, h.drainErr
+		}
+	}
+}
+
+// isLast reports whether this process must outlive the successor: a service manager
+// that stops the service listens to its main process, and ends all others when that
+// one has ended.
+func (h *handover) isLast() bool {
+	stopping := h.told || h.s.Stopping()
+	return stopping && h.exited != nil && h.s.Waits() && h.p.isMain.Load() && h.g.Managed() && !h.g.Supervised()
+}
+
+// afterDrain reports whether this process ends, now that it is drained.
+func (h *handover) afterDrain() (over bool) {
+	switch {
+	case h.isLast():
+		h.s.Stop() // its end is what we wait for
+		return false
+	case h.told, h.exited == nil:
+		return true
+	case h.s.Failed():
+		return false // that is the next thing to be seen
+	case h.p.Standby == 0:
+		return true
+	}
+	h.p.logf("pid %d is drained and stands by for %v", os.Getpid(), h.p.Standby)
+	h.standby = time.After(h.p.Standby)
+	return false
+}
+
+// stopSignal acts on SIGTERM or SIGINT, and reports whether this process ends. The
+// successor does not hear of it, unless the service is meant.
+func (h *handover) stopSignal(sig os.Signal) (over bool) {
+	if h.told && h.same() {
+		return false
+	}
+	if h.told {
+		h.p.logf("%v again: ending now; left: %s", sig, h.left())
+		die(sig)
+	}
+	// Whoever stops the successor as well must not wake us by that.
+	h.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), h.left())
+	h.told, h.waiter.told = true, time.Now()
+	if !h.isLast() {
+		return h.drained == nil
+	}
+	h.p.notify("STOPPING=1\nSTATUS=Stopping: " + h.left() + "\n" + systemd.Patience)
+	h.s.Stop()
+	return false
+}
+
+func (h *handover) passRestart() {
+	h.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), h.s.Pid)
+	h.s.Signal(restartSignal)
+}
+
+// report says what is left of the drain. The service manager listens to the main
+// process only.
+func (h *handover) report() {
+	if h.standby != nil && !h.isLast() {
+		return
+	}
+	text := fmt.Sprintf("pid %d drains %s", os.Getpid(), h.progress.log())
+	switch {
+	case h.told && h.isLast():
+		h.p.notify("STATUS=Stopping: " + text + "\n" + systemd.Patience)
+	case h.p.isMain.Load():
+		h.p.notify(fmt.Sprintf("STATUS=Serving with pid %d; %s", h.s.Pid, text))
+	default:
+		h.s.Status(text, false)
+	}
+}
+
+// end is the last that this process does for the service.
+func (h *handover) end() {
+	if h.exited != nil {
+		h.p.notifyMain(h.s)
+	}
+	h.s.Status("", false) // of our drain there is nothing more to tell
+	h.closeAll(h.drainErr != nil)
+	h.progress.end(h.drainErr, h.s.Moved())
+	if err := h.s.Part(); err != nil {
+		h.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
+	}
+	select {
+	case <-h.p.usr2: // from somebody who has just read our number
+		h.passRestart()
+	default:
 	}
 }
 
