@@ -44,37 +44,37 @@ const (
 
 // An announcement is what the environment says of inherited descriptors.
 type announcement struct {
-	origin  Origin
-	count   int      // listening sockets, from firstFD on
-	names   []string // one for each, or none
-	control int      // the control socket's descriptor
+	origin Origin
+	count  int      // listening sockets, from firstFD on
+	names  []string // one for each, or none
 }
 
 // readEnv decides where a process comes from:
 //
-//	GRACE_CONTROL  LISTEN_PID      LISTEN_FDS  parent        origin
-//	set            –               n           –             Succeeded
-//	–              own pid         n           –             Activated
-//	–              absent          n           supervisor    Activated
-//	–              absent, other   n           same program  SucceededLegacy
-//	–              absent, other   any         another       Fresh: they leaked to it
-//	–              –               –           –             Fresh
+//	control  LISTEN_PID      LISTEN_FDS  parent        origin
+//	true     –               n           –             Succeeded
+//	false    own pid         n           –             Activated
+//	false    absent          n           supervisor    Activated
+//	false    absent, other   n           same program  SucceededLegacy
+//	false    absent, other   any         another       Fresh: they leaked to it
+//	false    –               –           –             Fresh
 //
-// It depends on its arguments alone. parentIsSame reports whether the parent's
-// command line is the process's own; it is asked only when that matters. A
-// value that cannot be meant for anybody is an error.
-func readEnv(getenv func(string) string, pid int, parentIsSame func() bool) (announcement, error) {
+// It depends on its arguments alone: the environment, whether there is a control
+// socket and a supervisor, and what the parent is. parentIsSame reports whether
+// the parent's command line is the process's own. A value that cannot be meant for
+// anybody is an error.
+func readEnv(getenv func(string) string, pid int, control, supervised, parentIsSame bool) (announcement, error) {
 	var a announcement
-	fds, listenPID, control := getenv(envFDs), getenv(envPID), getenv(envControl)
+	fds, listenPID := getenv(envFDs), getenv(envPID)
 
-	if fds == "" && control == "" {
+	if fds == "" && !control {
 		return a, nil
 	}
 	forOther := listenPID != "" && listenPID != strconv.Itoa(pid)
 	if fds != "" {
 		n, err := strconv.Atoi(fds)
 		if err != nil || n < 0 {
-			if control == "" && forOther {
+			if !control && forOther {
 				return a, nil
 			}
 			return a, fmt.Errorf("%s=%q is not a number of descriptors", envFDs, fds)
@@ -83,18 +83,14 @@ func readEnv(getenv func(string) string, pid int, parentIsSame func() bool) (ann
 	}
 
 	switch {
-	case control != "":
-		n, err := strconv.Atoi(control)
-		if err != nil || n < firstFD {
-			return announcement{}, fmt.Errorf("%s=%q is not a descriptor", envControl, control)
-		}
-		a.origin, a.control = Succeeded, n
-	case listenPID == strconv.Itoa(pid), listenPID == "" && getenv(envSupervisor) != "" && a.count > 0:
+	case control:
+		a.origin = Succeeded
+	case listenPID == strconv.Itoa(pid), listenPID == "" && supervised && a.count > 0:
 		a.origin = Activated
 		if names := getenv(envNames); names != "" {
 			a.names = strings.Split(names, ":")
 		}
-	case a.count > 0 && parentIsSame():
+	case a.count > 0 && parentIsSame:
 		a.origin = SucceededLegacy
 	default:
 		return announcement{}, nil

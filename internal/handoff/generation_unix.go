@@ -129,15 +129,6 @@ func announcedFD(name string) (int, error) {
 // load reads what we were told to inherit. On an error nothing is.
 func (g *Generation) load() {
 	g.ppid = parent
-	getenv := func(name string) string {
-		if name == envSupervisor && passedOn {
-			return "" // it is not what has started us
-		}
-		if name == envControl && earlyControl != nil || name == envSupervisor && earlySupervisor != nil {
-			return strconv.Itoa(firstFD) // it is open already; any descriptor will do
-		}
-		return os.Getenv(name)
-	}
 	if err := errors.Join(earlyControlErr, earlySupervisorErr); err != nil {
 		clearEnv()
 		g.inheritNothing(err)
@@ -148,7 +139,9 @@ func (g *Generation) load() {
 		g.unsupervised = make(chan struct{})
 		go g.watchSupervisor()
 	}
-	a, err := readEnv(getenv, os.Getpid(), func() bool { return parentIsSame })
+	// If the control socket was passed on, the supervisor is not what has started us.
+	supervised := earlySupervisor != nil && !passedOn
+	a, err := readEnv(os.Getenv, os.Getpid(), earlyControl != nil, supervised, parentIsSame)
 	clearEnv() // also what has leaked to us, and would to our children
 	if err != nil {
 		g.inheritNothing(err)
