@@ -10,7 +10,7 @@
 // connections to the new process too. This package is for other protocols:
 //
 //	listeners, err := grace.Inherit()
-//	if err == grace.ErrNotInheriting {
+//	if errors.Is(err, grace.ErrNotInheriting) {
 //		// open them with net.Listen, wrap them with NewListener
 //	}
 //	// serve them, each in its goroutine
@@ -62,14 +62,14 @@ type Listener interface {
 // std is the process that the package-level functions use.
 var std Process
 
-// Inherit calls the method of a default Process.
+// Inherit calls Process.Inherit on a default Process.
 func Inherit() (listeners []Listener, err error) { return std.Inherit() }
 
-// Restart calls the method of a default Process.
+// Restart calls Process.Restart on a default Process.
 func Restart(listeners []Listener) (err error) { return std.Restart(listeners) }
 
-// Wait calls the method of a default Process.
+// Wait calls Process.Wait on a default Process.
 func Wait(listeners []Listener) (err error) { return std.Wait(listeners) }
 
-// CloseParent calls the method of a default Process.
+// CloseParent calls Process.CloseParent on a default Process.
 func CloseParent() error { return std.CloseParent() }

@@ -20,9 +20,9 @@ import (
 // ErrAlreadyClosed. A connection that was accepted while Close was called is
 // still returned, and counted.
 //
-// What Accept returns can do all that l's connections can, such as ReadFrom,
-// CloseWrite or SyscallConn. A Listener that NewListener has made is returned as
-// it is.
+// What Accept returns embeds l's *net.TCPConn or *net.UnixConn, and so has ReadFrom,
+// CloseWrite, SyscallConn and the rest. A connection of any other type is only a
+// net.Conn. A Listener that NewListener has made is returned as it is.
 func NewListener(l Listener) Listener {
 	if l, ok := l.(*listener); ok {
 		return l

@@ -35,7 +35,7 @@ type Process struct {
 	// Standby is how long this process stays after it has been drained, not
 	// accepting, ready to take over again if the successor fails. Zero means not
 	// at all. Under systemd the successor becomes the main process when this time
-	// is over, since only a main process may say which one is.
+	// is over, since only the main process may name another.
 	Standby time.Duration
 
 	// PIDFile, if not empty, is the path of a file that holds the process id of
@@ -68,10 +68,10 @@ type Process struct {
 }
 
 // Inherit returns the listeners that the predecessor, or systemd, has handed to
-// this process, in their order; ErrNotInheriting if there are none to inherit;
-// or an error that names the descriptor that is not a listening socket: then
-// all of them are closed. The variables that announced them are removed from
-// the environment. Each listener is given out once.
+// this process, in their order, or ErrNotInheriting if there are none. If one of
+// the descriptors is not a listening socket, Inherit closes all of them and returns
+// an error that names it. The variables that announced them are removed from the
+// environment. Each listener is given out once.
 //
 // Until CloseParent is called the predecessor serves on.
 func (p *Process) Inherit() (listeners []Listener, err error) {
@@ -173,8 +173,8 @@ func (p *Process) restart(listeners []Listener) (pid int, err error) {
 //
 // A predecessor built on this library hears of it over a private socket; one
 // built on facebookgo/grace gets SIGTERM, if it still is the parent of this
-// process and has its command line. The error says that the predecessor has
-// given up waiting and serves on; then end this process.
+// process and has its command line. An error means that the predecessor has given
+// up waiting, or could not be told, and serves on: this process should then end.
 func (p *Process) CloseParent() error {
 	p.watchRestart()
 	handoff.Self().SetLogger(p.Logger)

@@ -10,8 +10,8 @@ package grace
 // signals on, waits for all of them, and exits as the last one did: with its
 // status, or 128 plus the number of the signal that ended it. It serves nothing
 // itself: it costs about a megabyte of memory beside the program's file, and no
-// processor time while nothing happens. It goes on as the program that the manager
-// has started, whatever the generations become.
+// processor time while nothing happens. It keeps running the program file that the
+// manager has started, even when later generations run a newer one.
 //
 // SIGINT, SIGTERM, SIGQUIT and SIGHUP are passed on to all generations, also to
 // one that still drains, as a terminal would; other signals to the one that

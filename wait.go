@@ -18,7 +18,7 @@ import (
 
 // Wait serves signals until this process has nothing left to do.
 //
-// SIGTERM and SIGINT close all listeners side by side; Wait returns when the
+// SIGTERM and SIGINT close all listeners concurrently; Wait returns when the
 // last Close has returned, or with an error that says what is left when
 // TermTimeout is over. A second such signal ends the process as Go does by
 // default.
@@ -26,8 +26,8 @@ import (
 // SIGUSR2 restarts, as Restart does. A restart that fails is logged, and Wait
 // goes on. Once the successor is ready, the listeners stop accepting and Wait
 // returns when they are drained. If the successor fails before that, they accept
-// again and Wait goes on; listeners that NewListener did not make, and cannot be
-// paused, are the exception: those are closed at once.
+// again and Wait goes on. Only a listener that NewListener made, of one that has
+// SetDeadline, can be paused like that: any other is closed at once.
 //
 // One Wait may run at a time.
 func (p *Process) Wait(listeners []Listener) (err error) {

@@ -85,10 +85,9 @@ func DrainTimeout(d time.Duration) Option {
 
 // IdleGrace is how long a connection that cannot move stays open for its
 // client's next request after a handoff; five seconds by default. Clients that
-// send requests are told to open a new connection, over TCP one after the other,
-// so that handshakes do not wait for each other. That takes 30 ms for each of them
-// but no longer than the grace time, and less where DrainTimeout leaves no room
-// for it.
+// send requests are told to open a new connection; over TCP they are told one at a
+// time, 30 ms apart, to avoid a burst of handshakes. All of that takes no longer than
+// the grace time, and less where DrainTimeout leaves no room for it.
 func IdleGrace(d time.Duration) Option {
 	return func(a *app) { a.idleGrace = d }
 }
@@ -143,10 +142,10 @@ type app struct {
 }
 
 // Serve serves all the servers until the process is told to stop, or a successor
-// has taken over. Then it returns nil, when every request is answered and every
-// connection closed or moved. It returns an error if an address cannot be had:
-// nothing is left listening then. If one of the servers fails, the others are
-// drained first; http.ErrServerClosed says that the program has called its
+// has taken over. It returns nil when every request is answered and every connection
+// closed or moved. If it cannot listen on an address, it returns an error and leaves
+// nothing listening. Only one Serve may run at a time. If one of the servers fails,
+// the others are drained first; http.ErrServerClosed says that the program has called its
 // Shutdown or Close, which may lose requests. To stop from within, send this
 // process SIGTERM.
 //

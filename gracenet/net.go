@@ -25,8 +25,8 @@ import (
 // startTimeout is how long a successor that StartProcess has started may take.
 const startTimeout = time.Minute
 
-// files is held while a file is looked for or replaced; replacing, while the
-// path of a unix socket is.
+// files guards looking for a named file and replacing it; replacing guards replacing
+// the path of a unix socket.
 var files, replacing sync.Mutex
 
 // A Net listens. The zero value is ready to use, and all methods may be called
@@ -108,7 +108,8 @@ func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener
 
 // ListenPacket is net.ListenPacket for "udp", "udp4", "udp6" and "unixgram".
 // Successors share the socket from their start on: until this process closes its
-// own, each datagram reaches one of them.
+// own, each datagram reaches one of them. A unixgram connection embeds *net.UnixConn,
+// and is not one itself: closing it removes its path.
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	switch network {
 	case "udp", "udp4", "udp6", "unixgram":
@@ -168,9 +169,9 @@ func (n *Net) File(name string) (*os.File, error) {
 
 // StartProcess starts a successor with all sockets and files of this process,
 // and returns its process id at once. When the successor is ready this process
-// gets SIGTERM, if it does not run grace.Wait or gracehttp.Serve, which take care
-// by themselves. A successor that is not ready within a minute, or ends before,
-// is logged and gone.
+// gets SIGTERM, unless it runs grace.Wait or gracehttp.Serve, which take care of
+// that themselves. If the successor ends before it is ready, or is not ready within a
+// minute, it is killed and the reason is logged to the standard logger.
 func (n *Net) StartProcess() (int, error) {
 	s, err := handoff.Self().Start(nil)
 	if err != nil {
