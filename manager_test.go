@@ -824,7 +824,7 @@ func TestStandbyPassesARestartSignalOn(t *testing.T) {
 	s := m.start(httpArgs("-standby", "1m")...)
 	a := s.Ready(1)
 	a.Signal(syscall.SIGUSR2)
-	s.Ready(2)
+	b := s.Ready(2)
 	s.Line("stands by")
 	m.skip()
 	// It is the main process, and so gets what systemctl reload sends.
@@ -833,7 +833,23 @@ func TestStandbyPassesARestartSignalOn(t *testing.T) {
 	// Type=notify-reload waits for this.
 	m.next("RELOADING=1")
 	m.next("READY=1")
+	s.Line(fmt.Sprintf("^drain-hook pid=%d", b.Pid)) // it has stopped accepting
 	hold(t, a.Addrs[0]).finish(c)
+}
+
+// It would not take over again from one that has handed over.
+func TestStandbyEndsWhenTheSuccessorHasOne(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, httpArgs("-standby", "1m")...)
+	a := s.Ready(1)
+	a.Signal(syscall.SIGUSR2)
+	b := s.Ready(2)
+	s.Line(fmt.Sprintf("pid %d is drained and stands by", a.Pid))
+	mark := s.Mark()
+	b.Signal(syscall.SIGUSR2)
+	s.Ready(3)
+	a.WaitExit(0)
+	s.Line(fmt.Sprintf("pid %d is drained and stands by", b.Pid), mark)
 }
 
 func TestStopEndsStandby(t *testing.T) {

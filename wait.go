@@ -88,6 +88,10 @@ func (w *waiter) run() error {
 			if s := w.g.Starting(); s != nil && sig == syscall.SIGTERM && s.TermMeansReady() {
 				continue // s arrives on w.ready
 			}
+			if s := w.overtaken(); s != nil {
+				w.p.logf("%v: pid %d is ending already, since pid %d is ready", sig, os.Getpid(), s.Pid)
+				continue
+			}
 			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
 			return w.stop(false)
 
@@ -96,6 +100,9 @@ func (w *waiter) run() error {
 			return errors.Join(err, w.stop(true))
 
 		case <-w.g.ToldToStop():
+			if w.overtaken() != nil {
+				continue // to where the successor is told, too
+			}
 			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
 			return w.stop(false)
 
@@ -166,6 +173,22 @@ func (w *waiter) same() bool {
 	return passedOn && time.Since(w.told) < time.Second
 }
 
+// overtaken gives a successor up that is starting. If it is ready at this moment,
+// overtaken returns it instead: it arrives on w.ready.
+func (w *waiter) overtaken() *handoff.Successor {
+	s := w.g.Starting()
+	if s == nil {
+		return nil
+	}
+	w.g.Stop(true)
+	<-s.Settled()
+	if !s.Ready() {
+		return nil
+	}
+	w.g.Stop(false)
+	return s
+}
+
 // stop closes all listeners. No successor takes over; a predecessor that still drains
 // does so if this process has failed.
 func (w *waiter) stop(failed bool) error {
@@ -214,13 +237,14 @@ func (w *waiter) stop(failed bool) error {
 // ends, or serves again since the successor has failed.
 type handover struct {
 	*waiter
-	s        *handoff.Successor
-	progress *progress
-	drained  <-chan error     // nil when we are
-	exited   <-chan struct{}  // nil when the successor has
-	standby  <-chan time.Time // its end; nil while we do not stand by
-	told     bool             // to stop, which is meant for the service
-	drainErr error
+	s           *handoff.Successor
+	progress    *progress
+	drained     <-chan error     // nil when we are
+	exited      <-chan struct{}  // nil when the successor has
+	steppedDown <-chan struct{}  // nil when it has
+	standby     <-chan time.Time // its end; nil while we do not stand by
+	told        bool             // to stop, which is meant for the service
+	drainErr    error
 }
 
 // handOver leaves the sockets to a successor that is ready. It reports whether
@@ -230,7 +254,14 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	w.g.StepDown(false)
 	drained, cancel := w.drain(s)
 	defer cancel()
-	h := &handover{waiter: w, s: s, progress: w.newProgress(), drained: drained, exited: s.Exited()}
+	h := &handover{
+		waiter:      w,
+		s:           s,
+		progress:    w.newProgress(),
+		drained:     drained,
+		exited:      s.Exited(),
+		steppedDown: s.SteppedDown(),
+	}
 	defer h.progress.stop()
 	w.p.notifyStatus(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()), false)
 	if w.early != nil {
@@ -245,7 +276,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 	if w.p.Standby == 0 {
 		survived = time.After(probation)
 	}
-	steppedDown, toldToStop := s.SteppedDown(), w.g.ToldToStop()
+	toldToStop := w.g.ToldToStop()
 	for {
 		over := false
 		select {
@@ -261,12 +292,16 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 				w.p.notifyMain(s)
 			}
 
-		case <-steppedDown:
-			steppedDown = nil
+		case <-h.steppedDown:
+			h.steppedDown = nil
+			if s.Stopping() {
+				w.refuse()
+			}
 			if h.isLast() {
 				s.Stop() // so that it does not wait for our end
 			} else {
 				w.p.notifyMain(s) // it needs that to name its own successor
+				over = h.standby != nil
 			}
 
 		case <-h.exited:
@@ -281,6 +316,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			}
 			// It was stopped on purpose, or has a successor of its own.
 			w.g.Stop(true)
+			w.refuse()
 			over = h.drained == nil
 
 		case sig := <-w.signals:
@@ -328,8 +364,10 @@ func (h *handover) afterDrain() (over bool) {
 		return true
 	case h.s.Failed():
 		return false // that is the next thing to be seen
-	case h.p.Standby == 0:
+	case h.p.Standby == 0, h.drainErr != nil:
 		return true
+	case h.steppedDown == nil:
+		return true // we shall not take over again
 	}
 	h.p.logf("pid %d is drained and stands by for %v", os.Getpid(), h.p.Standby)
 	h.standby = time.After(h.p.Standby)
@@ -485,6 +523,10 @@ func closeWithin(ctx context.Context, l net.Listener) error {
 		return ctx.Err()
 	}
 }
+
+// refuse closes the sockets when nobody will accept on them here again. Where the
+// successor has closed them too, clients are refused, rather than to wait for our end.
+func (w *waiter) refuse() { w.closeAll(true) }
 
 // closeAll ends the Accept calls of what was only paused. If connections are
 // left, Close goes on waiting for them, but we do not.

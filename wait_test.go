@@ -388,7 +388,13 @@ func TestSuccessorThatWasStoppedIsNotTakenBack(t *testing.T) {
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line("drains 1 connection")
+	other := dial(t, first.Addrs[0])
+	other.servedBy(second)
 	second.Signal(syscall.SIGTERM)
+	// The predecessor's copies of the sockets do not take connections that nobody serves.
+	driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
+	other.servedBy(second)
+	other.Close()
 	second.Wait()
 	s.Line(fmt.Sprintf(`pid %d ends: drained`, second.Pid))
 	held.servedBy(first)
@@ -677,6 +683,9 @@ func TestStopAroundReadiness(t *testing.T) {
 			}
 			for _, addr := range first.Addrs {
 				servedBy(t, addr, second)
+			}
+			if n := s.Count(fmt.Sprintf("stopping pid %d", first.Pid)); n > 0 {
+				t.Error("the process has stopped as if there were no successor")
 			}
 		})
 	}

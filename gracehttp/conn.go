@@ -403,7 +403,7 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 // idleInDrain is called when the connection becomes idle during a drain. The caller
 // holds c.mu.
 func (c *conn) idleInDrain(d *drain) {
-	if d.moves() || d.stop {
+	if d.moves() || d.stop || d.late() {
 		c.phase.Or(kicked)
 		return
 	}

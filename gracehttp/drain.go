@@ -18,6 +18,7 @@ type drain struct {
 	server   *server
 	stop     bool        // there is no successor
 	deadline time.Time   // of the drain, or zero
+	hurry    time.Time   // when three quarters of it are over, or zero: then nothing idle is waited for
 	mover    *mover      // nil: connections are finished here
 	refused  atomic.Bool // so they are, since the successor has not taken some
 
@@ -43,7 +44,11 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &drain{server: s, stop: to == nil}
-	d.deadline, _ = ctx.Deadline()
+	if deadline, ok := ctx.Deadline(); ok {
+		d.deadline = deadline
+		d.hurry = deadline.Add(-time.Until(deadline) / 4)
+		defer time.AfterFunc(time.Until(d.hurry), d.hurryUp).Stop()
+	}
 
 	// No new connections. Those that the kernel has accepted already are served
 	// by the successor, or by the process that systemd starts next; if there is
@@ -124,6 +129,16 @@ func (d *drain) kickAll() {
 		e.Conn.(*conn).kick()
 	}
 }
+
+// hurryUp leaves the rest of the time to what is under way. What our predecessor still
+// holds, it finishes.
+func (d *drain) hurryUp() {
+	handoff.Self().Accept(d.server.socket, nil)
+	d.kickAll()
+}
+
+// late reports whether that time has come.
+func (d *drain) late() bool { return !d.hurry.IsZero() && !time.Now().Before(d.hurry) }
 
 // kickAfterGrace does so when the grace time is over.
 func (d *drain) kickAfterGrace() { time.AfterFunc(d.server.app.idleGrace, d.kickAll) }
@@ -227,6 +242,8 @@ func (d *drain) patience(c *conn) time.Time {
 		since = c.since
 	}
 	switch {
+	case d.late():
+		return time.Time{}
 	case !d.stop || c.handshaking():
 		return since.Add(d.server.app.idleGrace)
 	case c.is(fresh) && !c.parked():

@@ -365,6 +365,38 @@ func TestGraceBeginsWithTheAnswer(t *testing.T) {
 	}
 }
 
+// A grace time that is longer than the drain would let it fail.
+func TestIdleConnectionsDoNotUseUpTheDrain(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			begun, release := make(chan bool), make(chan bool)
+			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					begun <- true
+					<-release
+				}
+				fmt.Fprint(w, "done")
+			})}, time.Hour)
+			idle, late := connect(t, g), connect(t, g)
+			idle.send(get)
+			idle.expect("done")
+			late.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+			within(t, begun, "the request")
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			defer cancel()
+			drained, _ := g.beginIn(t, ctx, handOver)
+			idle.expectEnd()
+			close(release) // and this one is idle only now
+			late.expect("done")
+			if err := within(t, drained, "the drain"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
 // Half a request keeps a connection open, wherever the other half is cut off:
 // also if all that was read of it sits in net/http's buffer.
 func TestHalfARequestIsWaitedFor(t *testing.T) {

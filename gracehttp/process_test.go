@@ -750,6 +750,27 @@ func TestConnectionsAreNotPassedToNobody(t *testing.T) {
 	second.WaitExit(0)
 }
 
+// The second generation's drain is nearly over: what it took now, it could not pass on
+// in time.
+func TestConnectionsAreNotPassedToOneThatIsAboutToEnd(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := startSite(t, "tcp", "", "-faults", string(faults))
+	busy := s.connect()
+	busy.begin()
+	faults.Set(t, "short-drain")
+	second := s.restart(s.first)
+	faults.Clear(t, "short-drain")
+	second.Signal(syscall.SIGUSR2)
+	s.Ready(3)
+	time.Sleep(1600 * time.Millisecond) // of 2 seconds
+	busy.finish(s.first)
+	busy.send(getPid)
+	busy.expectPid(s.first)
+	second.Wait()
+	s.Line(fmt.Sprintf("pid %d ends: drained within", second.Pid))
+}
+
 // Connections that have moved to a process and wait there are its own: also when
 // they were offered to its successor, and that one has failed.
 func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {

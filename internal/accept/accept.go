@@ -255,6 +255,11 @@ func (g *Gate) Wait(ctx context.Context) error {
 	case <-empty:
 		return nil
 	case <-ctx.Done():
+	}
+	select {
+	case <-empty: // at the same time
+		return nil
+	default:
 		return ctx.Err()
 	}
 }

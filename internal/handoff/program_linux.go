@@ -32,3 +32,13 @@ func sameProgram(pid int) bool {
 	ours, err := os.ReadFile("/proc/self/cmdline")
 	return err == nil && len(ours) > 0 && bytes.Equal(ours, theirs)
 }
+
+// sameFile reports whether the process pid runs the very file that this one does.
+func sameFile(pid int) bool {
+	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat("/proc/self/exe")
+	return err == nil && os.SameFile(ours, theirs)
+}

@@ -71,7 +71,9 @@ func serveHTTP(f *kit.Flags) error {
 		gracehttp.OnDrain(func() { kit.Event("drain-hook") }),
 		gracehttp.PreStartProcess(preStart(f)),
 	}
-	if f.TermTimeout > 0 {
+	if f.Faulty("short-drain") {
+		options = append(options, gracehttp.DrainTimeout(2*time.Second))
+	} else if f.TermTimeout > 0 {
 		options = append(options, gracehttp.DrainTimeout(f.TermTimeout))
 	}
 	if f.StartTimeout > 0 {
