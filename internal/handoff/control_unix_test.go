@@ -188,7 +188,7 @@ func TestMessagesArriveInOrderWithTheirDescriptors(t *testing.T) {
 	for i, test := range bodies {
 		all = append(all, sent{test.kind, test.body, i % 3})
 	}
-	all = append(all, sent{kindStatus, large, 0}, sent{kindConns, connsBody{1, 2}, maxFDs},
+	all = append(all, sent{kindStatus, large, 0}, sent{kindConns, connsBody{2}, maxFDs},
 		sent{kindStatus, large, maxFDs}, sent{kindReady, nil, 1}, sent{kindReady, nil, 0})
 
 	sending := make(chan error, 1)
@@ -324,7 +324,7 @@ func TestWhatIsNoControlSocketIsRefusedAndClosed(t *testing.T) {
 func TestHalfAMessageIsAnError(t *testing.T) {
 	checkLeaks(t)
 	_, fds := newFiles(t, 5)
-	whole, err := encode(kindConns, connsBody{1, 2}, len(fds))
+	whole, err := encode(kindConns, connsBody{2}, len(fds))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func TestHalfAMessageIsAnError(t *testing.T) {
 func TestMessageMayComeInPieces(t *testing.T) {
 	checkLeaks(t)
 	files, fds := newFiles(t, 3)
-	whole, err := encode(kindConns, connsBody{1, 2}, len(fds))
+	whole, err := encode(kindConns, connsBody{2}, len(fds))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,15 +387,15 @@ func TestReceiveDoesNotReadIntoTheNextMessage(t *testing.T) {
 	files, fds := newFiles(t, 2)
 	// Both are there before the first is read.
 	for i, fd := range fds {
-		if err := a.send(kindConns, connsBody{Batch: i}, fd); err != nil {
+		if err := a.send(kindConns, connsBody{Listener: i}, fd); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i := range fds {
 		var body connsBody
 		m := b.receiveKind(t, kindConns, &body)
-		if body.Batch != i {
-			t.Errorf("batch %d, want %d", body.Batch, i)
+		if body.Listener != i {
+			t.Errorf("batch %d, want %d", body.Listener, i)
 		}
 		sameFiles(t, m.fds, files[i:i+1])
 		closeAll(m.fds)
@@ -423,7 +423,7 @@ func TestWrongNumberOfDescriptorsIsNoticed(t *testing.T) {
 	_, fds := newFiles(t, 3)
 	for _, sent := range []int{0, 1, 3} {
 		a, b := newPair(t)
-		whole, err := encode(kindConns, connsBody{1, 2}, 2)
+		whole, err := encode(kindConns, connsBody{2}, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -449,7 +449,7 @@ func TestShutdownLetsWhatHasArrivedBeRead(t *testing.T) {
 	if err := b.send(kindReady, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.send(kindTaken, takenBody{Batch: 1}, fds...); err != nil {
+	if err := b.send(kindTaken, takenBody{}, fds...); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.send(kindGiveUp, nil); err != nil {

@@ -23,9 +23,9 @@ var (
 	// serves.
 	ErrUnderWay = errors.New("a restart is already under way")
 
-	// ErrGone is returned by Move when the successor can say no more: it has
-	// ended, or is about to.
-	ErrGone = errors.New("the successor's end of the control socket is closed")
+	// ErrGone is returned by Move when the successor cannot answer: it has ended, or
+	// is about to; or it has no descriptor left.
+	ErrGone = errors.New("the successor is gone, or has no descriptor left")
 
 	// ErrStopping is returned by Start, and by HandOver, once Stop was called.
 	ErrStopping = errors.New("this process is stopping")

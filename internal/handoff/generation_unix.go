@@ -101,7 +101,7 @@ func openControl() (*control, error) {
 		c.close()
 		return nil, nil
 	}
-	if err := c.send(kindHello, helloBody{Moves: true}); err != nil {
+	if err := c.send(kindHello, helloBody{Takes: true}); err != nil {
 		// The predecessor has ended meanwhile. Its sockets are still ours.
 		if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 			c.close()
@@ -358,35 +358,36 @@ func (g *Generation) receive() {
 // takeConns takes a batch of connections over, or refuses all of it.
 func (g *Generation) takeConns(m *message) {
 	var b connsBody
-	if err := m.decode(&b); err != nil {
+	if err := m.decode(&b); err != nil || len(m.fds) == 0 {
 		closeAll(m.fds)
-		return // the predecessor hears nothing, and keeps them
+		return // the predecessor sees the answer's socket closed, and keeps them
 	}
+	answer, fds := m.fds[0], m.fds[1:]
+	defer syscall.Close(answer)
 	g.taking.Lock()
 	defer g.taking.Unlock()
 	take := g.receivers[b.Listener]
 
-	var err error
+	var body takenBody
 	switch {
 	case take == nil:
-		err = fmt.Errorf("nobody serves listener %d any more", b.Listener)
+		body.Error = fmt.Sprintf("nobody serves listener %d any more", b.Listener)
 	case m.truncated:
-		err = fmt.Errorf("descriptors were lost on the way: %w", syscall.EMFILE)
-	case nearLimit(m.fds):
-		err = fmt.Errorf("few descriptors are left: %w", syscall.EMFILE)
-	}
-	if err != nil {
-		closeAll(m.fds)
-		g.predecessor.send(kindTaken, takenBody{Batch: b.Batch, Error: err.Error()})
-		return
+		body.Error = fmt.Sprintf("descriptors were lost on the way: %v", syscall.EMFILE)
+	case nearLimit(fds):
+		body.Error = fmt.Sprintf("few descriptors are left: %v", syscall.EMFILE)
 	}
 	// They are ours only once the predecessor can know.
-	if err := g.predecessor.send(kindTaken, takenBody{Batch: b.Batch}); err != nil {
-		closeAll(m.fds)
+	text, err := encode(kindTaken, body, 0)
+	if err == nil {
+		_, err = syscall.Write(answer, text)
+	}
+	if err != nil || body.Error != "" {
+		closeAll(fds)
 		return
 	}
-	conns := make([]*os.File, len(m.fds))
-	for i, fd := range m.fds {
+	conns := make([]*os.File, len(fds))
+	for i, fd := range fds {
 		syscall.SetNonblock(fd, true)
 		conns[i] = os.NewFile(uintptr(fd), "connection")
 	}

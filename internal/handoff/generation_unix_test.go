@@ -283,6 +283,23 @@ func TestBrokenControlSocketIsSaid(t *testing.T) {
 	}
 }
 
+// offerTo sends a batch, and returns the socket for the answer.
+func offerTo(t *testing.T, peer *control, body connsBody, conns []syscall.Conn) (answer *control) {
+	t.Helper()
+	answer, theirs, err := controlPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { answer.close() })
+	defer syscall.Close(theirs)
+	if err := withFDs(conns, func(fds []int) error {
+		return peer.send(kindConns, body, append([]int{theirs}, fds...)...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
 func TestBatchesAreAnsweredOneByOne(t *testing.T) {
 	checkLeaks(t)
 	l := listenTCP(t)
@@ -292,42 +309,28 @@ func TestBatchesAreAnsweredOneByOne(t *testing.T) {
 	taken := make(chan []net.Conn, 10)
 	g.Accept(l, func(files []*os.File) { taken <- connsOf(t, files) })
 
-	sendBatch := func(batch, listener, n int) (clients []*net.TCPConn) {
+	offer := func(listener, n int, refused string) (clients []*net.TCPConn) {
 		t.Helper()
 		var conns []syscall.Conn
 		for range n {
 			client, server := tcpPair(t, l)
 			clients, conns = append(clients, client), append(conns, server)
 		}
-		err := withFDs(conns, func(fds []int) error {
-			return peer.send(kindConns, connsBody{Batch: batch, Listener: listener}, fds...)
-		})
-		if err != nil {
-			t.Fatal(err)
+		var b takenBody
+		offerTo(t, peer, connsBody{listener}, conns).receiveKind(t, kindTaken, &b)
+		if refused == "" && b.Error != "" || !strings.Contains(b.Error, refused) {
+			t.Errorf("answer %+v, want refused: %q", b, refused)
 		}
 		return clients
 	}
-	answer := func(batch int, refused string) {
-		t.Helper()
-		var b takenBody
-		peer.receiveKind(t, kindTaken, &b)
-		if b.Batch != batch || refused == "" && b.Error != "" || !strings.Contains(b.Error, refused) {
-			t.Errorf("answer %+v, want one to batch %d, refused: %q", b, batch, refused)
-		}
-	}
-
-	sendBatch(1, 7, 1) // nobody's listener
-	answer(1, "listener 7")
-	sendBatch(2, -1, 1)
-	answer(2, "listener -1")
-	clients := sendBatch(41, 0, 3)
-	answer(41, "")
+	offer(7, 1, "listener 7") // nobody's
+	offer(-1, 1, "listener -1")
+	clients := offer(0, 3, "")
 	for i, c := range await(t, "the connections", taken) {
 		checkAlive(t, clients[i], c)
 		c.Close()
 	}
-	sendBatch(4, 0, 0)
-	answer(4, "")
+	offer(0, 0, "")
 	if conns := await(t, "no connections", taken); len(conns) != 0 {
 		t.Errorf("%d connections of an empty batch", len(conns))
 	}
@@ -368,19 +371,10 @@ func TestNothingIsTakenAfterRefusal(t *testing.T) {
 				c.Close()
 			}
 		})
-		sent := make(chan error, 1)
-		go func() {
-			sent <- withFDs([]syscall.Conn{server}, func(fds []int) error {
-				return peer.send(kindConns, connsBody{Batch: 1}, fds...)
-			})
-		}()
-		if err := <-sent; err != nil {
-			t.Fatal(err)
-		}
+		answer := offerTo(t, peer, connsBody{}, []syscall.Conn{server})
 		g.Accept(l, nil)
 		withdrawn.Store(true)
-		var b takenBody
-		peer.receiveKind(t, kindTaken, &b)
+		answer.receiveKind(t, kindTaken, nil)
 		peer.close()
 		await(t, "the end of receive", g.gone)
 		if t.Failed() {
@@ -391,11 +385,14 @@ func TestNothingIsTakenAfterRefusal(t *testing.T) {
 
 func TestFullDescriptorTableRefusesTheBatch(t *testing.T) {
 	const batch = 20
-	for _, free := range []int{0, 1, batch - 1, batch, batch + sparedFDs - 1, batch + sparedFDs} {
+	const enough = 1 + batch + sparedFDs // with the socket for the answer; the sender closes its own, which may make room
+	for _, free := range []int{0, 1, 2, batch, batch + 1, enough - 2, enough} {
 		t.Run(fmt.Sprintf("%d free", free), func(t *testing.T) {
 			checkLeaks(t)
 			l := listenTCP(t)
-			s, g := newGenerations(t, l)
+			g, peer, _ := played(t, l)
+			receiving(t, g, peer)
+			g.Take(func(*Socket) bool { return true })
 			taken := make(chan []*os.File, 1)
 			g.Accept(l, func(files []*os.File) { taken <- files })
 			var clients, servers []*net.TCPConn
@@ -405,25 +402,39 @@ func TestFullDescriptorTableRefusesTheBatch(t *testing.T) {
 				clients, servers, conns = append(clients, client), append(servers, server), append(conns, server)
 			}
 
+			// The pair is there before: it is the successor's table that is full.
+			answer, theirs, err := controlPair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.close()
 			release := fillDescriptors(t, free)
-			err := s.Move(l, conns, patience)
+			err = withFDs(conns, func(fds []int) error {
+				return peer.send(kindConns, connsBody{}, append([]int{theirs}, fds...)...)
+			})
+			syscall.Close(theirs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = answer.receiveAnswer()
 			release()
-			if free >= batch+sparedFDs {
+			if free >= enough {
 				if err != nil {
 					t.Fatalf("refused: %v", err)
 				}
 			} else {
-				if err == nil {
+				switch {
+				case err == nil:
 					t.Fatal("taken, though there was no room")
-				}
-				if !strings.Contains(err.Error(), syscall.EMFILE.Error()) {
+				case free == 0 && errors.Is(err, ErrGone): // nor for the socket that an answer needs
+				case !strings.Contains(err.Error(), syscall.EMFILE.Error()):
 					t.Errorf("refused with %q, want the cause in it", err)
 				}
 				for i, client := range clients {
 					checkAlive(t, client, servers[i])
 				}
 				// With room again they can move after all.
-				if err := s.Move(l, conns, patience); err != nil {
+				if err := offerTo(t, peer, connsBody{}, conns).receiveAnswer(); err != nil {
 					t.Fatalf("with room again: %v", err)
 				}
 			}

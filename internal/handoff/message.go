@@ -24,8 +24,8 @@ const (
 	kindState                     // predecessor: state by name (stateBody)
 	kindBegin                     // predecessor: all sockets and states are told
 	kindReady                     // successor: serves
-	kindConns                     // predecessor: a batch of connections (connsBody)
-	kindTaken                     // successor: its answer to a batch (takenBody)
+	kindConns                     // predecessor: a batch of connections, after a socket for the answer (connsBody)
+	kindTaken                     // successor, on that socket: its answer (takenBody)
 	kindStepDown                  // successor: is itself ending; do not take over again if it exits (stepDownBody)
 	kindStatus                    // predecessor: how its drain goes, in words (statusBody)
 	kindGiveUp                    // predecessor: no longer waits for ready, and serves on
@@ -43,7 +43,7 @@ const (
 )
 
 type helloBody struct {
-	Moves bool // it takes connections over
+	Takes bool // it takes connections over
 }
 
 // A socketBody describes one socket or file. A listening socket has no
@@ -63,13 +63,11 @@ type stateBody struct {
 }
 
 type connsBody struct {
-	Batch    int
 	Listener int // its place in LISTEN_FDS
 }
 
 type takenBody struct {
-	Batch int
-	Error string `json:",omitempty"` // why it was refused; empty: taken
+	Error string `json:",omitempty"` // why the batch was refused; empty: taken
 }
 
 type stepDownBody struct {

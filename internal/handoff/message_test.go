@@ -13,15 +13,15 @@ var bodies = []struct {
 	kind kind
 	body any // nil: none
 }{
-	{kindHello, helloBody{Moves: true}},
+	{kindHello, helloBody{Takes: true}},
 	{kindSocket, socketBody{Kind: Listener, Network: "tcp", Address: ":80"}},
 	{kindSocket, socketBody{Kind: File, Name: "log", Activated: true}},
 	{kindState, stateBody{"tickets", []byte{0, 1, 0xff}}},
 	{kindBegin, nil},
 	{kindReady, nil},
-	{kindConns, connsBody{Batch: 7, Listener: 3}},
-	{kindTaken, takenBody{Batch: 7}},
-	{kindTaken, takenBody{Batch: 8, Error: "too many"}},
+	{kindConns, connsBody{Listener: 3}},
+	{kindTaken, takenBody{}},
+	{kindTaken, takenBody{Error: "too many"}},
 	{kindStepDown, nil},
 	{kindStatus, statusBody{Text: "draining: 5 left", Main: true}},
 	{kindGiveUp, nil},
@@ -36,14 +36,14 @@ func TestWireFormatStays(t *testing.T) {
 		fds  int
 		want string
 	}{
-		{kindHello, helloBody{true}, 0, "\x00\x00\x00\x0e\x00\x01\x00\x00" + `{"Moves":true}`},
+		{kindHello, helloBody{true}, 0, "\x00\x00\x00\x0e\x00\x01\x00\x00" + `{"Takes":true}`},
 		{kindSocket, socketBody{Kind: Packet, Network: "udp", Address: ":53", Name: "dns", Activated: true}, 1,
 			"\x00\x00\x00\x54\x00\x02\x00\x01" + `{"Kind":"packet","Network":"udp","Address":":53","Name":"dns","Activated":true}`},
 		{kindState, stateBody{"a", []byte("b")}, 0, "\x00\x00\x00\x1b\x00\x03\x00\x00" + `{"Name":"a","Value":"Yg=="}`},
 		{kindBegin, nil, 0, "\x00\x00\x00\x00\x00\x04\x00\x00"},
 		{kindReady, nil, 0, "\x00\x00\x00\x00\x00\x05\x00\x00"},
-		{kindConns, connsBody{1, 2}, 253, "\x00\x00\x00\x18\x00\x06\x00\xfd" + `{"Batch":1,"Listener":2}`},
-		{kindTaken, takenBody{3, "no"}, 0, "\x00\x00\x00\x18\x00\x07\x00\x00" + `{"Batch":3,"Error":"no"}`},
+		{kindConns, connsBody{2}, 253, "\x00\x00\x00\x0e\x00\x06\x00\xfd" + `{"Listener":2}`},
+		{kindTaken, takenBody{"no"}, 0, "\x00\x00\x00\x0e\x00\x07\x00\x00" + `{"Error":"no"}`},
 		{kindStepDown, nil, 0, "\x00\x00\x00\x00\x00\x08\x00\x00"},
 		{kindStatus, statusBody{"x", true}, 0, "\x00\x00\x00\x18\x00\x09\x00\x00" + `{"Text":"x","Main":true}`},
 		{kindGiveUp, nil, 0, "\x00\x00\x00\x00\x00\x0a\x00\x00"},
@@ -80,9 +80,9 @@ func TestBodiesSurviveTheWire(t *testing.T) {
 }
 
 func TestFieldsOfALaterVersionAreSkipped(t *testing.T) {
-	m := &message{kind: kindHello, body: []byte(`{"Moves":true,"Compresses":["a",{"b":1}]}`)}
+	m := &message{kind: kindHello, body: []byte(`{"Takes":true,"Compresses":["a",{"b":1}]}`)}
 	var b helloBody
-	if err := m.decode(&b); err != nil || !b.Moves {
+	if err := m.decode(&b); err != nil || !b.Takes {
 		t.Errorf("read as %+v, %v", b, err)
 	}
 }

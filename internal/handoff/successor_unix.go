@@ -43,7 +43,7 @@ type Successor struct {
 	bare      []net.Listener   // those of listeners that are not in the pool
 
 	hello       chan struct{} // closed when it has said that it is built on this library
-	moves       bool          // it takes connections over; set before hello is closed
+	takes       bool          // it takes connections over; set before hello is closed
 	ready       chan struct{} // closed when it serves
 	markOnce    sync.Once
 	givenUp     chan struct{} // closed when we no longer wait for ready
@@ -60,10 +60,6 @@ type Successor struct {
 	settled     chan struct{} // closed when it is ready, or gone
 	state       *os.ProcessState
 	waitErr     error
-
-	mu      sync.Mutex // guards what follows
-	batch   int
-	waiting map[int]chan error // for the answer to a batch
 }
 
 func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
@@ -80,7 +76,6 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 		settled:     make(chan struct{}),
 		mute:        make(chan struct{}),
 		passed:      map[socketID]int{},
-		waiting:     map[int]chan error{},
 	}
 }
 
@@ -363,7 +358,6 @@ func (s *Successor) wait() {
 
 // receive takes the successor's words until it can say no more.
 func (s *Successor) receive() {
-	defer s.refuseWaiting() // last: a Move that comes now sees heard closed
 	defer close(s.heard)
 	defer s.control.close()
 	raw, err := s.control.conn.SyscallConn()
@@ -406,16 +400,11 @@ func (s *Successor) told(m *message) {
 	case kindHello:
 		var b helloBody
 		if m.decode(&b) == nil && !isClosed(s.hello) {
-			s.moves = b.Moves
+			s.takes = b.Takes
 			close(s.hello)
 		}
 	case kindReady:
 		s.markReady()
-	case kindTaken:
-		var b takenBody
-		if m.decode(&b) == nil {
-			s.answered(b)
-		}
 	case kindWaits:
 		s.waits.Store(true)
 	case kindParted:
@@ -622,7 +611,7 @@ func (s *Successor) Failed() bool {
 }
 
 // Moves reports whether it takes connections over.
-func (s *Successor) Moves() bool { return isClosed(s.hello) && s.moves && !isClosed(s.heard) }
+func (s *Successor) Moves() bool { return isClosed(s.hello) && s.takes && !isClosed(s.heard) }
 
 // Status tells the successor how our drain goes; main, that it is the service
 // manager's main process now.
@@ -647,51 +636,69 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout ti
 		return fmt.Errorf("the successor does not have this listener")
 	}
 
-	answer := make(chan error, 1)
-	s.mu.Lock()
-	s.batch++
-	batch := s.batch
-	s.waiting[batch] = answer
-	s.mu.Unlock()
-	if isClosed(s.heard) {
-		s.refuseWaiting()
-	}
-
-	err = withFDs(conns, func(fds []int) error {
-		return s.sendConns(connsBody{Batch: batch, Listener: place}, fds)
-	})
+	answer, theirs, err := controlPair()
 	if err != nil {
-		s.mu.Lock()
-		delete(s.waiting, batch)
-		s.mu.Unlock()
+		return err
+	}
+	defer answer.close()
+	err = withFDs(conns, func(fds []int) error {
+		return s.sendConns(connsBody{place}, append([]int{theirs}, fds...))
+	})
+	syscall.Close(theirs)
+	if err != nil {
 		if isGone(err) {
 			err = ErrGone
 		}
 		return err
 	}
+	if err := s.awaitAnswer(answer, timeout); err != nil {
+		return err
+	}
+	s.moved.Add(int64(len(conns)))
+	return nil
+}
+
+// awaitAnswer waits for the answer to a batch.
+func (s *Successor) awaitAnswer(answer *control, timeout time.Duration) error {
+	received := make(chan error, 1)
+	go func() { received <- answer.receiveAnswer() }()
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
+	late := ErrGone
 	select {
-	case err = <-answer:
+	case err := <-received:
+		return err
+	case <-s.heard:
 	case <-timer.C:
-		// An answer now fails at the successor, or is among what we still read.
-		s.control.shutdown()
-		err = <-answer
-		if errors.Is(err, ErrGone) {
-			err = fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond))
-		}
+		late = fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond))
 	}
-	if err == nil {
-		s.moved.Add(int64(len(conns)))
+	// An answer now fails at the successor, or is among what we still read.
+	answer.shutdown()
+	if err := <-received; !errors.Is(err, ErrGone) {
+		return err
 	}
-	return err
+	return late
+}
+
+// receiveAnswer returns why a batch was refused, ErrGone if there is no answer, or nil.
+func (c *control) receiveAnswer() error {
+	var b takenBody
+	m, err := c.receive()
+	if err != nil || m.decode(&b) != nil {
+		return ErrGone
+	}
+	closeAll(m.fds)
+	if b.Error != "" {
+		return errors.New(b.Error)
+	}
+	return nil
 }
 
 // Moved returns how many connections the successor has taken over.
 func (s *Successor) Moved() int { return int(s.moved.Load()) }
 
 // MaxMove is how many connections fit in one batch.
-const MaxMove = maxFDs
+const MaxMove = maxFDs - 1
 
 // sendConns sends a batch. The kernel limits the descriptors on their way
 // (ETOOMANYREFS): others' must arrive first.
@@ -707,28 +714,4 @@ func (s *Successor) sendConns(body connsBody, fds []int) error {
 		}
 	}
 	return err
-}
-
-// answered passes the answer to a batch on.
-func (s *Successor) answered(b takenBody) {
-	var err error
-	if b.Error != "" {
-		err = errors.New(b.Error)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if answer := s.waiting[b.Batch]; answer != nil {
-		delete(s.waiting, b.Batch)
-		answer <- err
-	}
-}
-
-// refuseWaiting answers all batches that nobody will answer any more.
-func (s *Successor) refuseWaiting() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for batch, answer := range s.waiting {
-		delete(s.waiting, batch)
-		answer <- ErrGone
-	}
 }

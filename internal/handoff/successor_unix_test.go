@@ -116,7 +116,7 @@ func TestReadyEndsASocketThatCannotBeRead(t *testing.T) {
 
 func TestReadyEndsTheWait(t *testing.T) {
 	s, peer := play(t)
-	send(t, peer, kindHello, helloBody{Moves: true})
+	send(t, peer, kindHello, helloBody{Takes: true})
 	send(t, peer, kindReady, nil)
 	send(t, peer, kindReady, nil) // once more: nothing happens
 	within(t, "awaitReady", func() {
@@ -259,8 +259,8 @@ func TestSuccessorsWordsAreSkippedIfUnknown(t *testing.T) {
 	s, peer := play(t)
 	_, fds := newFiles(t, 3)
 	send(t, peer, 999, map[string]any{"any": "thing"}, fds...)
-	send(t, peer, kindHello, map[string]any{"Moves": true, "Later": []int{1}}, fds...)
-	send(t, peer, kindTaken, takenBody{Batch: 12345}) // an answer nobody waits for
+	send(t, peer, kindHello, map[string]any{"Takes": true, "Later": []int{1}}, fds...)
+	send(t, peer, kindTaken, takenBody{}) // an answer nobody waits for
 	send(t, peer, 60000, nil)
 	send(t, peer, kindReady, nil, fds[0])
 	if err := s.awaitReady(patience); err != nil {
@@ -285,7 +285,7 @@ func newGenerations(t *testing.T, listeners ...*net.TCPListener) (*Successor, *G
 		s.pass(t, l, i)
 		g.pool.used = append(g.pool.used, &Socket{Kind: Listener, Open: l, index: i})
 	}
-	send(t, peer, kindHello, helloBody{Moves: true})
+	send(t, peer, kindHello, helloBody{Takes: true})
 	await(t, "hello", s.hello)
 	go g.receive()
 	t.Cleanup(func() {
@@ -472,10 +472,10 @@ func TestConnectionsStayIfTheSuccessorVanishes(t *testing.T) {
 		"in the middle of its answer": func(peer *control) {
 			m, err := peer.receive()
 			if err == nil {
+				b, _ := encode(kindTaken, takenBody{}, 0)
+				syscall.Write(m.fds[0], b[:len(b)-1])
 				closeAll(m.fds)
 			}
-			b, _ := encode(kindTaken, takenBody{Batch: 1}, 0)
-			peer.conn.Write(b[:len(b)-1])
 			peer.close()
 		},
 		"with nonsense": func(peer *control) {
@@ -544,8 +544,7 @@ func TestAnswerAfterTheTimeoutDoesNotCount(t *testing.T) {
 	client, server := tcpPair(t, l)
 	moved := make(chan error, 1)
 	go func() { moved <- s.Move(l, []syscall.Conn{server}, 100*time.Millisecond) }()
-	var b connsBody
-	m := peer.receiveKind(t, kindConns, &b)
+	m := peer.receiveKind(t, kindConns, nil)
 	select {
 	case err := <-moved:
 		if err == nil || errors.Is(err, ErrGone) {
@@ -554,14 +553,15 @@ func TestAnswerAfterTheTimeoutDoesNotCount(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("Move waits for an answer forever")
 	}
-	if err := peer.send(kindTaken, takenBody{Batch: b.Batch}); !isGone(err) {
+	if _, err := syscall.Write(m.fds[0], []byte{0}); !isGone(err) {
 		t.Errorf("the answer could still be given: %v; now both serve the connection", err)
 	}
 	closeAll(m.fds)
 	checkAlive(t, client, server)
-	if s.Moves() {
-		t.Error("a successor that does not answer is believed to take connections")
-	}
+
+	// Whatever else it has to say is heard.
+	send(t, peer, kindStepDown, nil)
+	await(t, "its stepping down", s.steppedDown)
 }
 
 // What the successor is told.

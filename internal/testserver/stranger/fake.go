@@ -4,7 +4,6 @@ package main
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -75,33 +74,33 @@ func fake(f *kit.Flags) error {
 	case "closed":
 		control.close()
 	case "hello-exit":
-		control.send(hello, `{"Moves":true}`)
+		control.send(hello, `{"Takes":true}`)
 		os.Exit(3)
 	case "hello-hang":
-		control.send(hello, `{"Moves":true}`)
+		control.send(hello, `{"Takes":true}`)
 	case "ready-kill":
-		control.send(hello, `{"Moves":true}`)
+		control.send(hello, `{"Takes":true}`)
 		control.send(ready, "")
 		kit.Die()
 	case "ready-nonsense":
-		control.send(hello, `{"Moves":true}`)
+		control.send(hello, `{"Takes":true}`)
 		if err := serves(); err != nil {
 			return err
 		}
 		control.write([]byte(strings.Repeat("nonsense", 1000)))
 	case "newer":
 		control.send(1000, `{"Knows":"more"}`, 0, 1, 2)
-		control.send(hello, `{"Moves":false,"Colour":"green"}`, 0)
+		control.send(hello, `{"Takes":false,"Colour":"green"}`, 0)
 		control.send(1001, strings.Repeat(" ", 1<<19))
 		if err := serves(); err != nil {
 			return err
 		}
 	case "take-kill", "take-exit", "take-refuse", "take-hang":
-		control.send(hello, `{"Moves":true}`)
+		control.send(hello, `{"Takes":true}`)
 		if err := serves(); err != nil {
 			return err
 		}
-		batch, fds, err := control.receiveConns()
+		answer, fds, err := control.receiveConns()
 		if err != nil {
 			return err
 		}
@@ -112,7 +111,7 @@ func fake(f *kit.Flags) error {
 		case "take-exit":
 			os.Exit(3)
 		case "take-refuse":
-			control.send(taken, fmt.Sprintf(`{"Batch":%d,"Error":"played"}`, batch))
+			answer.send(taken, `{"Error":"played"}`)
 		}
 		for _, fd := range fds {
 			syscall.Close(fd)
@@ -159,8 +158,8 @@ func (c control) send(kind int, body string, fds ...int) {
 
 func (c control) close() { syscall.Close(int(c)) }
 
-// receiveConns skips messages until one brings connections.
-func (c control) receiveConns() (batch int, fds []int, err error) {
+// receiveConns skips messages until one brings connections, and the socket for the answer.
+func (c control) receiveConns() (answer control, fds []int, err error) {
 	for {
 		fds = nil
 		read := func(b []byte) error {
@@ -202,8 +201,10 @@ func (c control) receiveConns() (batch int, fds []int, err error) {
 		if binary.BigEndian.Uint16(header[4:]) != conns {
 			continue
 		}
-		var b struct{ Batch int }
-		return b.Batch, fds, json.Unmarshal(body, &b)
+		if len(fds) == 0 {
+			return 0, nil, errors.New("connections without descriptors")
+		}
+		return control(fds[0]), fds[1:], nil
 	}
 }
 
