@@ -627,13 +627,16 @@ func (s *Successor) Status(text string, main bool) {
 // ErrGone, or that one of them was closed: the others may be moved without it.
 // After the timeout no more can be moved.
 func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout time.Duration) error {
+	if isClosed(s.heard) {
+		return ErrGone
+	}
 	id, err := identify(listener)
 	if err != nil {
-		return fmt.Errorf("the listener is closed: %v", err)
+		return errors.New("the listener is closed")
 	}
 	place, ok := s.passed[id]
 	if !ok {
-		return fmt.Errorf("the successor does not have this listener")
+		return errors.New("the successor does not have this listener")
 	}
 
 	answer, theirs, err := controlPair()
