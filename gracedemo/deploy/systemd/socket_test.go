@@ -67,6 +67,7 @@ func TestSocketsByName(t *testing.T) {
 
 	const path = "/run/gracedemo.sock"
 	first := ask(t, path)
+	service.Await("SubState", "running")
 	for _, addr := range []string{"127.0.0.1:48567", "127.0.0.1:48569"} {
 		if pid := ask(t, addr); pid != first {
 			t.Errorf("pid %d answers at %s, pid %d at %s", pid, addr, first, path)
@@ -156,6 +157,7 @@ Service=datagrams.service
 	// The first one starts the service; those that come while it is restarted wait.
 	first := exchange("udp", "lazy start")
 	service.Await("MainPID", strconv.Itoa(first))
+	service.Await("SubState", "running") // systemd ignores a reload of what is still starting
 	for _, verb := range []string{"reload", "restart", "stop"} {
 		old := service.MainPID()
 		done := make(chan struct{})
