@@ -110,6 +110,19 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 			s.Line(fmt.Sprintf(`%v again: ending now; left: 1 connection`, signals[1]))
 		})
 	}
+	t.Run("ignored at the start", func(t *testing.T) { // as by a shell's job in the background
+		t.Parallel()
+		s := driver.Command{
+			Path: "/bin/sh",
+			Args: append([]string{"-c", `trap "" INT; exec "$@"`, "sh", driver.Binary(t)}, tcp()...),
+		}.Start(t)
+		p := s.Ready(1)
+		dial(t, p.Addrs[0]).servedBy(p)
+		p.Signal(syscall.SIGINT)
+		driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
+		p.Signal(syscall.SIGINT)
+		p.WaitExit(128 + int(syscall.SIGINT))
+	})
 	t.Run("in a handoff", func(t *testing.T) {
 		t.Parallel()
 		s := driver.Start(t, tcp()...)

@@ -60,9 +60,13 @@ var build = sync.OnceValue(func() (err error) {
 
 // Run runs the tests and removes what was built for them.
 func Run(m *testing.M) int {
-	if signal.Ignored(syscall.SIGHUP) {
-		// As under nohup(1). Processes would inherit that; a handler they do not.
-		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if signal.Ignored(sig) {
+			// As under nohup(1), or in the background of a shell script. Processes
+			// would inherit that; what is as good as the default they do not.
+			signal.Notify(make(chan os.Signal, 1), sig)
+			signal.Reset(sig)
+		}
 	}
 	defer func() {
 		if buildDir != "" {
