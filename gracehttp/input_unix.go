@@ -4,13 +4,21 @@ package gracehttp
 
 import "syscall"
 
-// waitReadable waits, under the read deadline, until something can be read, and
-// reports whether there is: false is the end of the stream. It consumes nothing.
+// waitReadable waits, under the read deadline, until the first byte of a request can
+// be read, and reports whether it can: false is the end of the stream. Line breaks
+// between requests are consumed (RFC 9112, section 2.2): net/http does that only
+// where it has answered the request before.
 func waitReadable(raw syscall.RawConn) (readable bool, err error) {
 	readErr := raw.Read(func(fd uintptr) bool {
-		var n int
-		n, err = peek(fd)
-		readable = n > 0
+		var next []byte
+		for {
+			next, err = receive(fd, syscall.MSG_PEEK)
+			if string(next) != "\r" && string(next) != "\n" {
+				break
+			}
+			receive(fd, 0)
+		}
+		readable = len(next) > 0
 		return err != syscall.EAGAIN
 	})
 	if readErr != nil {
@@ -22,18 +30,19 @@ func waitReadable(raw syscall.RawConn) (readable bool, err error) {
 // hasInput reports whether something can be read now.
 func hasInput(raw syscall.RawConn) (has bool) {
 	raw.Control(func(fd uintptr) {
-		n, err := peek(fd)
-		has = err == nil && n > 0
+		next, err := receive(fd, syscall.MSG_PEEK)
+		has = err == nil && len(next) > 0
 	})
 	return has
 }
 
-func peek(fd uintptr) (n int, err error) {
-	var b [1]byte
+// receive returns the next byte, or nothing at the end of the stream.
+func receive(fd uintptr, flags int) ([]byte, error) {
+	b := make([]byte, 1)
 	for {
-		n, _, err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
+		n, _, err := syscall.Recvfrom(int(fd), b, flags)
 		if err != syscall.EINTR {
-			return n, err
+			return b[:max(n, 0)], err
 		}
 	}
 }

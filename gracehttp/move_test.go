@@ -744,6 +744,12 @@ func TestRequestCutInTwoIsAnswered(t *testing.T) {
 						requestCutInTwo(t, first+second, cut, h2c, busy)
 					})
 				}
+				// Some clients send a line break after a body, which does not count.
+				for cut := range 3 {
+					t.Run(fmt.Sprint("line break, cut=", cut), func(t *testing.T) {
+						requestCutInTwo(t, first+"\r\n"+second, len(first)+cut, h2c, busy)
+					})
+				}
 			})
 		}
 	}
