@@ -31,6 +31,8 @@ import (
 	"errors"
 	"net"
 	"os"
+
+	"github.com/facebookgo/grace/internal/handoff"
 )
 
 var (
@@ -41,6 +43,13 @@ var (
 	// ErrAlreadyClosed is returned by a Listener's Accept once Close was called.
 	// It is a net.ErrClosed.
 	ErrAlreadyClosed error = alreadyClosed{}
+
+	// ErrUnderWay is wrapped in what Restart returns while another restart is under
+	// way: until its successor has failed, or this process has ended.
+	ErrUnderWay = handoff.ErrUnderWay
+
+	// ErrStopping is wrapped in what Restart returns while this process stops.
+	ErrStopping = handoff.ErrStopping
 )
 
 type alreadyClosed struct{}

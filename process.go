@@ -106,8 +106,8 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 // same command line, looked up anew in the directory in which this process was
 // started. It returns nil when the successor is ready, or an error that says why
 // there is none: its *exec.ExitError, context.DeadlineExceeded, what PreStart
-// returned, or what could not be executed, each wrapped. After an error this
-// process serves on, and what was started has been ended.
+// returned, what could not be executed, ErrUnderWay or ErrStopping, each wrapped.
+// After an error this process serves on, and what was started has been ended.
 //
 // Restart only starts the successor. Then it is for this process to close the
 // listeners and end: if Wait is running it does so; if not, the process gets
@@ -117,9 +117,9 @@ func (p *Process) Restart(listeners []Listener) (err error) {
 	pid, err := p.restart(listeners)
 	switch {
 	case err == nil:
-	case errors.Is(err, handoff.ErrUnderWay):
+	case errors.Is(err, ErrUnderWay):
 		return err
-	case errors.Is(err, handoff.ErrStopping):
+	case errors.Is(err, ErrStopping):
 		p.logf("restart given up: %v", err)
 	default:
 		p.logf("restart failed: %v; still serving with pid %d", err, os.Getpid())
@@ -135,7 +135,7 @@ func (p *Process) Restart(listeners []Listener) (err error) {
 func (p *Process) restart(listeners []Listener) (pid int, err error) {
 	g := handoff.Self()
 	if !p.restarting.TryLock() {
-		return 0, fmt.Errorf("grace: %w", handoff.ErrUnderWay)
+		return 0, fmt.Errorf("grace: %w", ErrUnderWay)
 	}
 	defer p.restarting.Unlock()
 	if err := g.Refuses(); err != nil { // before anybody hears of it
@@ -206,7 +206,7 @@ func (p *Process) logf(format string, args ...any) {
 
 // restartSignaled restarts, and answers a signal that comes during a restart.
 func (p *Process) restartSignaled(listeners []Listener) {
-	if err := p.Restart(listeners); errors.Is(err, handoff.ErrUnderWay) {
+	if err := p.Restart(listeners); errors.Is(err, ErrUnderWay) {
 		p.logf("restart signal ignored: %v", err)
 	}
 }

@@ -32,7 +32,21 @@ func TestHookDoesNotHearOfARestartThatIsRefused(t *testing.T) {
 		PreStart: func() error { t.Error("PreStart was called"); return nil },
 		Logger:   log.New(io.Discard, "", 0),
 	}
-	if err := p.Restart(nil); !errors.Is(err, handoff.ErrStopping) {
-		t.Errorf("Restart: %v, want %v", err, handoff.ErrStopping)
+	if err := p.Restart(nil); !errors.Is(err, ErrStopping) {
+		t.Errorf("Restart: %v, want %v", err, ErrStopping)
+	}
+}
+
+func TestOneRestartAtATime(t *testing.T) {
+	p := &Process{Logger: log.New(io.Discard, "", 0)}
+	failure := errors.New("the hook has failed")
+	p.PreStart = func() error {
+		if err := p.Restart(nil); !errors.Is(err, ErrUnderWay) {
+			t.Errorf("Restart during another: %v, want %v", err, ErrUnderWay)
+		}
+		return failure
+	}
+	if err := p.Restart(nil); !errors.Is(err, failure) {
+		t.Errorf("Restart: %v, want %v", err, failure)
 	}
 }

@@ -183,8 +183,8 @@ func ServeWithOptions(servers []*http.Server, options ...Option) error {
 
 // Restart restarts what Serve serves, as SIGUSR2 does, and waits for the
 // outcome: the process id of the successor, which is ready; or why there is none,
-// as grace.Process.Restart returns it. The request in whose handler it is called
-// is answered by this process.
+// such as grace.ErrUnderWay, as grace.Process.Restart returns it. The request in whose
+// handler it is called is answered by this process.
 func Restart() (pid int, err error) {
 	a := current.Load()
 	if a == nil {
@@ -193,10 +193,11 @@ func Restart() (pid int, err error) {
 	if err := a.process.Restart(a.listeners()); err != nil {
 		return 0, err
 	}
-	if s := handoff.Self().Starting(); s != nil {
-		pid = s.Pid
+	s := handoff.Self().Starting()
+	if s == nil {
+		return 0, errors.New("gracehttp: the successor was ready, and has failed since")
 	}
-	return pid, nil
+	return s.Pid, nil
 }
 
 func (a *app) listeners() []grace.Listener {

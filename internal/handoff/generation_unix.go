@@ -309,9 +309,7 @@ func (g *Generation) receiveState() error {
 		case kindBegin:
 			return nil
 		}
-		if m.kind != kindSocket {
-			closeAll(m.fds)
-		}
+		closeAll(m.fds) // of no use to us
 	}
 }
 
