@@ -890,6 +890,31 @@ func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 	a.WaitExit(0)
 }
 
+// Also when it is told to stop in the moment in which the successor gets ready.
+func TestStopAsTheSuccessorGetsReady(t *testing.T) {
+	for i := range 6 { // of what waits in the frozen process, any may be looked at first
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			m := newManager(t)
+			faults := driver.NewFaults(t)
+			s := m.start(httpArgs("-faults", string(faults))...)
+			a := s.Ready(1)
+			h := hold(t, a.Addrs[0])
+			faults.Set(t, "slow")
+			a.Signal(syscall.SIGUSR2)
+			s.Line("^waiting")
+			thaw := a.Freeze()
+			faults.Clear(t, "slow")
+			b := s.Ready(2)
+			a.Signal(syscall.SIGTERM)
+			thaw()
+			b.Wait()
+			h.finish(a)
+			a.WaitExit(0)
+		})
+	}
+}
+
 // The PID file.
 
 // pidIn returns what the PID file says.

@@ -55,7 +55,9 @@ type waiter struct {
 }
 
 func (w *waiter) run() error {
-	signal.Notify(w.signals, os.Interrupt, syscall.SIGTERM)
+	w.g.OnReady(func(s *handoff.Successor) { w.ready <- s })
+	defer w.g.OnReady(nil)
+	signal.Notify(w.signals, os.Interrupt, syscall.SIGTERM) // later: SIGTERM is for those without OnReady
 	w.p.watchRestart()
 	if w.p.main == nil {
 		w.p.main = make(chan struct{})
@@ -63,8 +65,6 @@ func (w *waiter) run() error {
 	defer signal.Stop(w.signals)
 	w.g.Stop(false)
 	w.g.SetLogger(w.p.Logger)
-	w.g.OnReady(func(s *handoff.Successor) { w.ready <- s })
-	defer w.g.OnReady(nil)
 	w.g.Waiting()
 	if err := w.serve(); err != nil {
 		return err
@@ -88,8 +88,10 @@ func (w *waiter) run() error {
 			if s := w.g.Starting(); s != nil && sig == syscall.SIGTERM && s.TermMeansReady() {
 				continue // s arrives on w.ready
 			}
-			if s := w.overtaken(); s != nil {
-				w.p.logf("%v: pid %d is ending already, since pid %d is ready", sig, os.Getpid(), s.Pid)
+			if w.overtaken() {
+				if over, err := w.handOver(<-w.ready, sig); over {
+					return err
+				}
 				continue
 			}
 			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
@@ -100,8 +102,11 @@ func (w *waiter) run() error {
 			return errors.Join(err, w.stop(true))
 
 		case <-w.g.ToldToStop():
-			if w.overtaken() != nil {
-				continue // to where the successor is told, too
+			if w.overtaken() {
+				if over, err := w.handOver(<-w.ready, nil); over {
+					return err // the successor was told, too
+				}
+				continue
 			}
 			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
 			return w.stop(false)
@@ -111,7 +116,7 @@ func (w *waiter) run() error {
 			return w.stop(false)
 
 		case s := <-w.ready:
-			if over, err := w.handOver(s); over {
+			if over, err := w.handOver(s, nil); over {
 				return err
 			}
 		}
@@ -173,20 +178,20 @@ func (w *waiter) same() bool {
 	return passedOn && time.Since(w.told) < time.Second
 }
 
-// overtaken gives a successor up that is starting. If it is ready at this moment,
-// overtaken returns it instead: it arrives on w.ready.
-func (w *waiter) overtaken() *handoff.Successor {
+// overtaken gives a successor up that is starting, and reports whether it is ready at
+// this moment instead: then it arrives on w.ready.
+func (w *waiter) overtaken() bool {
 	s := w.g.Starting()
 	if s == nil {
-		return nil
+		return false
 	}
 	w.g.Stop(true)
 	<-s.Settled()
-	if !s.Ready() {
-		return nil
+	if !s.Serves() {
+		return false
 	}
 	w.g.Stop(false)
-	return s
+	return true
 }
 
 // stop closes all listeners. No successor takes over; a predecessor that still drains
@@ -237,30 +242,29 @@ func (w *waiter) stop(failed bool) error {
 // ends, or serves again since the successor has failed.
 type handover struct {
 	*waiter
-	s           *handoff.Successor
-	progress    *progress
-	drained     <-chan error     // nil when we are
-	exited      <-chan struct{}  // nil when the successor has
-	steppedDown <-chan struct{}  // nil when it has
-	standby     <-chan time.Time // its end; nil while we do not stand by
-	told        bool             // to stop, which is meant for the service
-	drainErr    error
+	s        *handoff.Successor
+	progress *progress
+	drained  <-chan error     // nil when we are
+	exited   <-chan struct{}  // nil when the successor has
+	standby  <-chan time.Time // its end; nil while we do not stand by
+	told     bool             // to stop, which is meant for the service
+	drainErr error
 }
 
 // handOver leaves the sockets to a successor that is ready. It reports whether
-// that is the end; if not, the successor has failed and we serve again.
-func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
+// that is the end; if not, the successor has failed and we serve again. A signal to stop
+// may have come just before, or is nil.
+func (w *waiter) handOver(s *handoff.Successor, sig os.Signal) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
 	w.g.StepDown(false)
 	drained, cancel := w.drain(s)
 	defer cancel()
 	h := &handover{
-		waiter:      w,
-		s:           s,
-		progress:    w.newProgress(),
-		drained:     drained,
-		exited:      s.Exited(),
-		steppedDown: s.SteppedDown(),
+		waiter:   w,
+		s:        s,
+		progress: w.newProgress(),
+		drained:  drained,
+		exited:   s.Exited(),
 	}
 	defer h.progress.stop()
 	w.p.notifyStatus(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()), false)
@@ -270,6 +274,10 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 		default: // one more is waiting
 		}
 		w.early = nil
+	}
+
+	if sig != nil {
+		h.stopSignal(sig)
 	}
 
 	var survived <-chan time.Time // the successor has, for long enough to be the main process
@@ -292,8 +300,7 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 				w.p.notifyMain(s)
 			}
 
-		case <-h.steppedDown:
-			h.steppedDown = nil
+		case <-s.StepsDown():
 			if s.Stopping() {
 				w.refuse()
 			}
@@ -340,6 +347,13 @@ func (w *waiter) handOver(s *handoff.Successor) (over bool, err error) {
 			h.report()
 		}
 		if over {
+			select {
+			case sig := <-w.signals: // it came before the end
+				over = h.stopSignal(sig)
+			default:
+			}
+		}
+		if over {
 			h.end()
 			return true, h.drainErr
 		}
@@ -366,7 +380,7 @@ func (h *handover) afterDrain() (over bool) {
 		return false // that is the next thing to be seen
 	case h.p.Standby == 0, h.drainErr != nil:
 		return true
-	case h.steppedDown == nil:
+	case h.s.SteppedDown():
 		return true // we shall not take over again
 	}
 	h.p.logf("pid %d is drained and stands by for %v", os.Getpid(), h.p.Standby)
@@ -419,6 +433,7 @@ func (h *handover) report() {
 
 // end is the last that this process does for the service.
 func (h *handover) end() {
+	meant := h.p.isMain.Load() && h.g.Managed() && !h.g.Supervised() // who stops us means the service
 	if h.exited != nil {
 		h.p.notifyMain(h.s)
 	}
@@ -428,9 +443,17 @@ func (h *handover) end() {
 	if err := h.s.Part(); err != nil {
 		h.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
 	}
+	// There may be something from somebody who has just read our number.
 	select {
-	case <-h.p.usr2: // from somebody who has just read our number
+	case <-h.p.usr2:
 		h.passRestart()
+	default:
+	}
+	select {
+	case <-h.signals:
+		if meant {
+			h.s.Stop()
+		}
 	default:
 	}
 }
@@ -438,6 +461,7 @@ func (h *handover) end() {
 // takeBack serves again after the successor has failed.
 func (w *waiter) takeBack(s *handoff.Successor) {
 	s.TakeBack()
+	w.g.ServeAgain()
 	w.resume()
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	w.p.logf("restart failed: %v; serving again with pid %d", err, os.Getpid())

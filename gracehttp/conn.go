@@ -261,18 +261,24 @@ func (c *conn) empty(b []byte) bool {
 }
 
 // awaitInput waits until something can be read, and reports whether it can; if
-// not, the connection has ended.
+// not, the connection has ended. After a body some clients send a line break, which
+// net/http skips where it has answered that request itself (RFC 9112, section 2.2): so
+// awaitInput does, for the same four bytes.
 func (c *conn) awaitInput() bool {
 	raw, err := c.raw.SyscallConn()
 	if err != nil {
 		return false
 	}
-	for {
+	for skipped := 0; ; {
 		if c.is(kicked) && c.look(nil) {
 			return false
 		}
 		readable, err := waitReadable(raw)
 		if c.is(kicked) && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if readable && skipped < 4 && skipLineBreak(raw) {
+			skipped++
 			continue
 		}
 		return readable

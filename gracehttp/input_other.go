@@ -12,6 +12,9 @@ func waitReadable(raw syscall.RawConn) (readable bool, err error) {
 	return false, errors.ErrUnsupported
 }
 
+// skipLineBreak is for moved connections, too.
+func skipLineBreak(raw syscall.RawConn) bool { return false }
+
 // hasInput is not known here: an idle connection is taken for idle.
 func hasInput(raw syscall.RawConn) bool { return false }
 

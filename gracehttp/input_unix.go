@@ -4,20 +4,12 @@ package gracehttp
 
 import "syscall"
 
-// waitReadable waits, under the read deadline, until the first byte of a request can
-// be read, and reports whether it can: false is the end of the stream. Line breaks
-// between requests are consumed (RFC 9112, section 2.2): net/http does that only
-// where it has answered the request before.
+// waitReadable waits, under the read deadline, until something can be read, and
+// reports whether there is: false is the end of the stream. It consumes nothing.
 func waitReadable(raw syscall.RawConn) (readable bool, err error) {
 	readErr := raw.Read(func(fd uintptr) bool {
 		var next []byte
-		for {
-			next, err = receive(fd, syscall.MSG_PEEK)
-			if string(next) != "\r" && string(next) != "\n" {
-				break
-			}
-			receive(fd, 0)
-		}
+		next, err = receive(fd, syscall.MSG_PEEK)
 		readable = len(next) > 0
 		return err != syscall.EAGAIN
 	})
@@ -34,6 +26,18 @@ func hasInput(raw syscall.RawConn) (has bool) {
 		has = err == nil && len(next) > 0
 	})
 	return has
+}
+
+// skipLineBreak consumes the next byte if it is one of a line break.
+func skipLineBreak(raw syscall.RawConn) (skipped bool) {
+	raw.Control(func(fd uintptr) {
+		next, _ := receive(fd, syscall.MSG_PEEK)
+		skipped = string(next) == "\r" || string(next) == "\n"
+		if skipped {
+			receive(fd, 0)
+		}
+	})
+	return skipped
 }
 
 // receive returns the next byte, or nothing at the end of the stream.

@@ -1,12 +1,16 @@
 package gracehttp
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/facebookgo/grace/internal/testserver/driver"
@@ -117,4 +121,77 @@ func TestSendfile(t *testing.T) {
 	if sent < want-3*512 {
 		t.Errorf("sendfile has sent %d bytes of %d:\n%s", sent, want, b)
 	}
+}
+
+// Both know who serves, whatever they were doing when the time was over.
+func TestSuccessorThatIsReadyAsTheTimeoutEnds(t *testing.T) {
+	const timeout = 2 * time.Second
+	for i := range 4 { // of what waits in the frozen process, any may be looked at first
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			faults := driver.NewFaults(t)
+			s := startSite(t, "tcp", "", "-faults", string(faults), "-start-timeout", timeout.String())
+			s.hijack() // keeps it
+			faults.Set(t, "slow")
+			s.first.Signal(syscall.SIGUSR2)
+			s.Line("^waiting")
+			begun := time.Now()
+			thaw := s.first.Freeze()
+			faults.Clear(t, "slow")
+			second := s.Ready(2)
+			time.Sleep(timeout - time.Since(begun))
+			thaw()
+			s.Line(fmt.Sprintf("^drain-hook pid=%d", s.first.Pid))
+			s.hijack() // keeps it
+			third := s.restart(second)
+			second.Signal(syscall.SIGKILL)
+			second.Wait()
+			for range 20 {
+				if pid := s.visitor(nil).pid(); pid != third.Pid {
+					t.Fatalf("pid %d answers, which pid %d has followed", pid, third.Pid)
+				}
+			}
+		})
+	}
+}
+
+func TestPredecessorServesAfterOneThatHadServedAgain(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := startSite(t, "tcp", "", "-faults", string(faults))
+	s.hijack() // keeps it
+	second := s.restart(s.first)
+	faults.Set(t, "kill-ready")
+	second.Signal(syscall.SIGUSR2)
+	s.Line(fmt.Sprintf("serving again with pid %d", second.Pid))
+	second.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf("serving again with pid %d", s.first.Pid))
+	if pid := s.visitor(nil).pid(); pid != s.first.Pid {
+		t.Errorf("pid %d answers, want %d", pid, s.first.Pid)
+	}
+}
+
+// It takes as much patience as with net/http.
+func TestLineBreaksKeepNoProcess(t *testing.T) {
+	t.Parallel()
+	s := startSite(t, "tcp", "")
+	c := s.connect()
+	c.send(getPid)
+	c.expectPid(s.first)
+	second := s.restart(s.first)
+	s.first.WaitExit(0)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := io.WriteString(c, strings.Repeat("\r\n", 1<<15)); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	if err := within(t, ended, "the server to lose its patience"); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the server goes on reading: %v", err)
+	}
+	s.restart(second)
+	second.WaitExit(0)
 }

@@ -294,7 +294,7 @@ func (g *Generation) notifying() bool {
 // stop that comes meanwhile finds us, or the messenger, in the service as well, and
 // so is waited for by systemd.
 func (s *Successor) Part() error {
-	if !s.g.notifying() || !s.Waits() || isClosed(s.heard) || isClosed(s.steppedDown) || !parentIsSystemd() {
+	if !s.g.notifying() || !s.Waits() || isClosed(s.heard) || s.SteppedDown() || !parentIsSystemd() {
 		return nil
 	}
 	// Signals that systemd has for the main process come to us until it has read

@@ -75,6 +75,10 @@ func controlPair() (*control, int, error) {
 
 // send writes one message; the descriptors stay the caller's.
 func (c *control) send(k kind, body any, fds ...int) error {
+	return c.sendWithin(sendTimeout, k, body, fds...)
+}
+
+func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int) error {
 	b, err := encode(k, body, len(fds))
 	if err != nil {
 		return err
@@ -85,7 +89,7 @@ func (c *control) send(k kind, body any, fds ...int) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
+	c.conn.SetWriteDeadline(time.Now().Add(timeout))
 	for rest := b; len(rest) > 0; {
 		n, _, err := c.conn.WriteMsgUnix(rest, rights, nil)
 		if err != nil {

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/facebookgo/grace/internal/systemd"
@@ -49,7 +48,6 @@ type Generation struct {
 
 	predecessor *control      // nil unless Succeeded
 	gone        chan struct{} // closed when the predecessor has ended
-	givenUp     atomic.Bool   // it no longer waits for us
 	messengers  chan *messenger
 	stopOnce    sync.Once
 	toldToStop  chan struct{} // closed when that was passed on to us
@@ -61,6 +59,10 @@ type Generation struct {
 
 	ready    sync.Once
 	readyErr error
+
+	readying  sync.Mutex // guards what follows: only one of them becomes true
+	saidReady bool
+	givenUp   bool // the predecessor no longer waits for us
 
 	taking    sync.Mutex // held while a batch is taken; guards what follows
 	receivers map[int]func([]*os.File)

@@ -335,7 +335,7 @@ func (g *Generation) receive() {
 			}
 			closeAll(m.fds)
 		case kindGiveUp:
-			g.givenUp.Store(true)
+			g.giveUp()
 			closeAll(m.fds)
 		case kindStop:
 			g.stopTold()
@@ -351,6 +351,34 @@ func (g *Generation) receive() {
 			closeAll(m.fds)
 		}
 	}
+}
+
+// giveUp lets this process not become ready any more. The end of our words says so to
+// the predecessor; if it is too late for that, it hears that we are ready instead.
+func (g *Generation) giveUp() {
+	g.readying.Lock()
+	defer g.readying.Unlock()
+	if !g.saidReady {
+		g.givenUp = true
+		g.predecessor.shutdown()
+	}
+}
+
+// sayReady reports whether the predecessor has given up before. If it has ended, that
+// is an error.
+func (g *Generation) sayReady() (givenUp bool, err error) {
+	g.readying.Lock()
+	if !g.givenUp {
+		err = g.predecessor.send(kindReady, nil)
+		g.saidReady = err == nil
+	}
+	g.readying.Unlock()
+	if err != nil {
+		<-g.gone // all that it had to say is read
+	}
+	g.readying.Lock()
+	defer g.readying.Unlock()
+	return g.givenUp, err
 }
 
 // takeConns takes a batch of connections over, or refuses all of it.
@@ -412,12 +440,12 @@ func (g *Generation) Ready() error {
 	g.ready.Do(func() {
 		switch g.origin {
 		case Succeeded:
-			if err := g.predecessor.send(kindReady, nil); err != nil {
-				<-g.gone // all that it had to say is read
-				if g.givenUp.Load() {
-					g.readyErr = ErrGivenUp
-					return
-				}
+			givenUp, err := g.sayReady()
+			if givenUp {
+				g.readyErr = ErrGivenUp
+				return
+			}
+			if err != nil {
 				g.logf("grace: the predecessor ended before we were ready; serving on")
 			}
 		case SucceededLegacy:
@@ -439,6 +467,14 @@ func (g *Generation) Ready() error {
 func (g *Generation) Waiting() {
 	if g.predecessor != nil {
 		g.predecessor.send(kindWaits, nil)
+	}
+}
+
+// ServeAgain tells a predecessor that StepDown no longer holds: our own successor has
+// failed.
+func (g *Generation) ServeAgain() {
+	if g.predecessor != nil {
+		g.predecessor.send(kindServeAgain, nil)
 	}
 }
 

@@ -237,10 +237,14 @@ func isOpen(c syscall.Conn) bool {
 }
 
 func TestReadyFailsWhenThePredecessorHasGivenUp(t *testing.T) {
+	checkLeaks(t)
 	g, peer, _ := played(t)
-	go g.receive()
-	send(t, peer, kindGiveUp, nil)
-	peer.shutdown()
+	receiving(t, g, peer)
+	_, fds := newFiles(t, 3)
+	send(t, peer, kindGiveUp, nil, fds...)
+	if _, err := peer.receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("the predecessor hears %v, want the end of all words", err)
+	}
 	within(t, "Ready", func() {
 		for range 2 {
 			if err := g.Ready(); !errors.Is(err, ErrGivenUp) {
@@ -248,6 +252,24 @@ func TestReadyFailsWhenThePredecessorHasGivenUp(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestReadyIsNotTakenBackByAGiveUp(t *testing.T) {
+	g, peer, _ := played(t)
+	receiving(t, g, peer)
+	if err := g.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	send(t, peer, kindGiveUp, nil) // too late
+	heard := make(chan string, 1)
+	g.OnStatus(func(text string, main bool) { heard <- text })
+	send(t, peer, kindStatus, statusBody{Text: "3 left"})
+	await(t, "the status", heard)
+	g.StepDown(false)
+	g.ServeAgain()
+	for _, k := range []kind{kindReady, kindStepDown, kindServeAgain} {
+		peer.receiveKind(t, k, nil)
+	}
 }
 
 func TestPredecessorsWordsAreSkippedIfUnknown(t *testing.T) {
@@ -260,7 +282,6 @@ func TestPredecessorsWordsAreSkippedIfUnknown(t *testing.T) {
 	send(t, peer, 500, map[string]int{"x": 1}, fds...)
 	send(t, peer, kindConns, []string{"not a batch"}, fds...)
 	send(t, peer, kindHello, helloBody{}, fds...) // not for a successor
-	send(t, peer, kindGiveUp, nil, fds...)
 	send(t, peer, kindStatus, statusBody{Text: "3 left", Main: true}, fds...)
 	if got := await(t, "the status", heard); got != "3 left true" {
 		t.Errorf("status %q", got)

@@ -26,6 +26,8 @@ func (g *Generation) Ready() error { return nil }
 
 func (g *Generation) StepDown(bool) {}
 
+func (g *Generation) ServeAgain() {}
+
 // Start returns an error that is errors.ErrUnsupported.
 func (g *Generation) Start([]net.Listener) (*Successor, error) {
 	return nil, fmt.Errorf("handing sockets over on %s: %w", runtime.GOOS, errors.ErrUnsupported)
@@ -48,12 +50,14 @@ func (s *Socket) Descriptor() int { return -1 }
 
 func (s *Successor) TakeBack()                    {}
 func (s *Successor) Ready() bool                  { return false }
+func (s *Successor) Serves() bool                 { return false }
 func (s *Successor) giveUp()                      {}
 func (s *Successor) TermMeansReady() bool         { return false }
 func (s *Successor) HandOver(time.Duration) error { return errors.ErrUnsupported }
 func (s *Successor) Settled() <-chan struct{}     { return nil }
 func (s *Successor) Exited() <-chan struct{}      { return nil }
-func (s *Successor) SteppedDown() <-chan struct{} { return nil }
+func (s *Successor) StepsDown() <-chan struct{}   { return nil }
+func (s *Successor) SteppedDown() bool            { return false }
 func (s *Successor) ExitError() error             { return nil }
 func (s *Successor) Signal(os.Signal)             {}
 func (s *Successor) Failed() bool                 { return false }

@@ -19,20 +19,21 @@ import (
 type kind uint16
 
 const (
-	kindHello     kind = 1 + iota // successor: speaks this protocol (helloBody)
-	kindSocket                    // predecessor: what an inherited descriptor is (socketBody)
-	kindState                     // predecessor: state by name (stateBody)
-	kindBegin                     // predecessor: all sockets and states are told
-	kindReady                     // successor: serves
-	kindConns                     // predecessor: a batch of connections, after a socket for the answer (connsBody)
-	kindTaken                     // successor, on that socket: its answer (takenBody)
-	kindStepDown                  // successor: is itself ending; do not take over again if it exits (stepDownBody)
-	kindStatus                    // predecessor: how its drain goes, in words (statusBody)
-	kindGiveUp                    // predecessor: no longer waits for ready, and serves on
-	kindStop                      // predecessor: was told to stop, which is meant for the service
-	kindMessenger                 // predecessor: who stands in at its end (messengerBody, and a socket)
-	kindParted                    // successor: the predecessor may end
-	kindWaits                     // successor: runs Wait, and knows kindStop and kindMessenger
+	kindHello      kind = 1 + iota // successor: speaks this protocol (helloBody)
+	kindSocket                     // predecessor: what an inherited descriptor is (socketBody)
+	kindState                      // predecessor: state by name (stateBody)
+	kindBegin                      // predecessor: all sockets and states are told
+	kindReady                      // successor: serves
+	kindConns                      // predecessor: a batch of connections, after a socket for the answer (connsBody)
+	kindTaken                      // successor, on that socket: its answer (takenBody)
+	kindStepDown                   // successor: is itself ending; do not take over again if it exits (stepDownBody)
+	kindStatus                     // predecessor: how its drain goes, in words (statusBody)
+	kindGiveUp                     // predecessor: no longer waits for ready, and serves on
+	kindStop                       // predecessor: was told to stop, which is meant for the service
+	kindMessenger                  // predecessor: who stands in at its end (messengerBody, and a socket)
+	kindParted                     // successor: the predecessor may end
+	kindWaits                      // successor: runs Wait, and knows kindStop and kindMessenger
+	kindServeAgain                 // successor: its own has failed, so that kindStepDown no longer holds
 )
 
 const (

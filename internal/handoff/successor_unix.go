@@ -26,6 +26,9 @@ import (
 // runs, one built on facebookgo/grace never does.
 const helloTimeout = 500 * time.Millisecond
 
+// tellTimeout is how long one who tells the successor much keeps others from it.
+const tellTimeout = 100 * time.Millisecond
+
 // startDir is where the process was started, by the name that the shell had
 // for it: if that leads through a symlink, a successor follows the symlink anew.
 var startDir, startDirErr = os.Getwd()
@@ -52,30 +55,32 @@ type Successor struct {
 	mute        chan struct{} // closed when it can no longer say that it is ready
 	hearing     sync.Mutex    // held while its words are read and acted on
 	exited      chan struct{} // closed when it has ended and was waited for
-	steppedDown chan struct{} // closed when it has said that it is ending itself
+	stepsDown   chan struct{} // brings a word when it says that it is ending itself
+	steppedDown atomic.Bool   // it has said so
 	stopping    atomic.Bool   // and that it was told to
 	waits       atomic.Bool   // it runs Wait
 	moved       atomic.Int64  // connections that it has taken
 	parted      chan struct{} // closed when it does not need us any more, see Part
 	settled     chan struct{} // closed when it is ready, or gone
+	serves      bool          // it is ready; set before settled is closed
 	state       *os.ProcessState
 	waitErr     error
 }
 
 func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 	return &Successor{
-		g:           g,
-		listeners:   listeners,
-		hello:       make(chan struct{}),
-		ready:       make(chan struct{}),
-		givenUp:     make(chan struct{}),
-		heard:       make(chan struct{}),
-		exited:      make(chan struct{}),
-		steppedDown: make(chan struct{}),
-		parted:      make(chan struct{}),
-		settled:     make(chan struct{}),
-		mute:        make(chan struct{}),
-		passed:      map[socketID]int{},
+		g:         g,
+		listeners: listeners,
+		hello:     make(chan struct{}),
+		ready:     make(chan struct{}),
+		givenUp:   make(chan struct{}),
+		heard:     make(chan struct{}),
+		exited:    make(chan struct{}),
+		stepsDown: make(chan struct{}, 1),
+		parted:    make(chan struct{}),
+		settled:   make(chan struct{}),
+		mute:      make(chan struct{}),
+		passed:    map[socketID]int{},
 	}
 }
 
@@ -320,20 +325,30 @@ func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) 
 			s.g.logf("grace: telling the successor, pid %d, about its sockets: %v", s.Pid, err)
 		}
 	}
+	// It may read the first of this long after its start. Others have something to say
+	// meanwhile.
+	send := func(k kind, body any, fds ...int) error {
+		for {
+			err := s.control.sendWithin(tellTimeout, k, body, fds...)
+			if !errors.Is(err, os.ErrDeadlineExceeded) || isClosed(s.heard) {
+				return err
+			}
+		}
+	}
 	for _, sock := range sockets {
 		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
 		if sock.Kind == Listener {
-			check(s.control.send(kindSocket, body))
+			check(send(kindSocket, body))
 			continue
 		}
 		check(withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
-			return s.control.send(kindSocket, body, fds...)
+			return send(kindSocket, body, fds...)
 		}))
 	}
 	for name, provide := range providers {
-		check(s.control.send(kindState, stateBody{name, provide()}))
+		check(send(kindState, stateBody{name, provide()}))
 	}
-	check(s.control.send(kindBegin, nil))
+	check(send(kindBegin, nil))
 }
 
 // isGone reports whether an error says that the other end is closed.
@@ -417,9 +432,13 @@ func (s *Successor) told(m *message) {
 		if b.Stopping {
 			s.stopping.Store(true)
 		}
-		if !isClosed(s.steppedDown) {
-			close(s.steppedDown)
+		s.steppedDown.Store(true)
+		select {
+		case s.stepsDown <- struct{}{}:
+		default:
 		}
+	case kindServeAgain:
+		s.steppedDown.Store(false)
 	}
 }
 
@@ -456,8 +475,11 @@ func (s *Successor) keepPaths(keep bool) {
 // awaitReady waits until the successor is ready. If it ends before, is not
 // ready within timeout, or is given up, the error says so and it is gone: what
 // still runs of it has been killed.
-func (s *Successor) awaitReady(timeout time.Duration) error {
-	defer close(s.settled)
+func (s *Successor) awaitReady(timeout time.Duration) (err error) {
+	defer func() {
+		s.serves = err == nil
+		close(s.settled)
+	}()
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 
@@ -478,14 +500,7 @@ func (s *Successor) awaitReady(timeout time.Duration) error {
 		}
 	}
 
-	// From here on it cannot say that it is ready without learning that we no
-	// longer listen; but it may just have said so.
-	if why != nil {
-		s.control.send(kindGiveUp, nil)
-		s.control.shutdown()
-		<-s.heard
-	}
-	if isClosed(s.ready) {
+	if isClosed(s.ready) || why != nil && s.readyAfterAll() {
 		return nil
 	}
 	if why != nil {
@@ -498,13 +513,38 @@ func (s *Successor) awaitReady(timeout time.Duration) error {
 	return fmt.Errorf("%w after %v (before it was ready)", s.ExitError(), time.Since(s.Started).Round(time.Millisecond))
 }
 
+// readyAfterAll gives the successor up, unless it is ready by now.
+func (s *Successor) readyAfterAll() bool {
+	s.control.sendWithin(helloTimeout, kindGiveUp, nil)
+	if s.Ready() {
+		return true
+	}
+	if isClosed(s.hello) {
+		// It ends its words, unless it says just now that it is ready.
+		select {
+		case <-s.ready:
+			return true
+		case <-s.heard:
+			return isClosed(s.ready)
+		case <-time.After(helloTimeout):
+		}
+	}
+	// It hangs, or does not know what we say. From here on it would not be heard.
+	s.control.shutdown()
+	<-s.heard
+	return isClosed(s.ready) && !isClosed(s.hello)
+}
+
 // TermMeansReady decides what a SIGTERM means that this process got while the
 // successor was starting: the word of being ready from one that is built on
 // facebookgo/grace, or, for all others, a request to stop. It takes up to half
 // a second.
 func (s *Successor) TermMeansReady() bool {
-	if sameFile(s.Pid) {
-		return false // it is built on this library, however long it takes to say so
+	s.g.mu.Lock()
+	pid := s.Pid
+	s.g.mu.Unlock()
+	if pid == 0 || sameFile(pid) {
+		return false // it is not there yet, or built on this library
 	}
 	select {
 	case <-s.hello:
@@ -524,9 +564,7 @@ func (s *Successor) TermMeansReady() bool {
 // is not ready within timeout, or is refused meanwhile, the error says so and it
 // is gone: what still ran of it has been killed.
 func (s *Successor) HandOver(timeout time.Duration) error {
-	s.g.mu.Lock()
-	onReady := s.g.onReady
-	s.g.mu.Unlock()
+	onReady := s.g.readyHook()
 	if onReady != nil {
 		if err := s.awaitReady(timeout); err != nil {
 			return err
@@ -534,15 +572,29 @@ func (s *Successor) HandOver(timeout time.Duration) error {
 		onReady(s)
 		return nil
 	}
+	termed, err := s.awaitReadyOrTerm(timeout)
+	if err != nil {
+		return err
+	}
+	if onReady = s.g.readyHook(); onReady != nil {
+		onReady(s) // Wait was called meanwhile
+		return nil
+	}
+	if termed {
+		return nil
+	}
+	return syscall.Kill(os.Getpid(), syscall.SIGTERM)
+}
 
-	// The program has a signal loop of its own. It cannot tell a SIGTERM that
-	// means ready from another, so we look at them too.
+// awaitReadyOrTerm is awaitReady for a program with a signal loop of its own. It reports
+// whether that has got SIGTERM already.
+func (s *Successor) awaitReadyOrTerm(timeout time.Duration) (termed bool, err error) {
+	// It cannot tell a SIGTERM that means ready from another, so we look at them too.
 	terms := make(chan os.Signal, 1)
 	signal.Notify(terms, syscall.SIGTERM)
 	defer signal.Stop(terms)
 	outcome := make(chan error, 1)
 	go func() { outcome <- s.awaitReady(timeout) }()
-	var err error
 	select {
 	case <-s.hello: // it speaks for itself
 		signal.Stop(terms)
@@ -552,17 +604,24 @@ func (s *Successor) HandOver(timeout time.Duration) error {
 		if !s.TermMeansReady() {
 			signal.Stop(terms) // another one is for the program alone
 		}
-		return <-outcome
+		return true, <-outcome
 	}
 	signal.Stop(terms) // a program without a handler shall die of it
-	if err == nil {
-		err = syscall.Kill(os.Getpid(), syscall.SIGTERM)
-	}
-	return err
+	return false, err
+}
+
+// readyHook returns OnReady's function.
+func (g *Generation) readyHook() func(*Successor) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.onReady
 }
 
 // Settled is closed when the successor is ready, or gone.
 func (s *Successor) Settled() <-chan struct{} { return s.settled }
+
+// Serves reports, once Settled is closed, whether the successor is ready.
+func (s *Successor) Serves() bool { return s.serves }
 
 // giveUp ends awaitReady.
 func (s *Successor) giveUp() { s.giveUpOnce.Do(func() { close(s.givenUp) }) }
@@ -570,9 +629,12 @@ func (s *Successor) giveUp() { s.giveUpOnce.Do(func() { close(s.givenUp) }) }
 // Exited is closed when the successor has ended.
 func (s *Successor) Exited() <-chan struct{} { return s.exited }
 
-// SteppedDown is closed when the successor has said that it is ending itself: it
+// StepsDown brings a word when SteppedDown becomes true.
+func (s *Successor) StepsDown() <-chan struct{} { return s.stepsDown }
+
+// SteppedDown reports whether the successor has said that it is ending itself: it
 // was told to, or has a successor of its own.
-func (s *Successor) SteppedDown() <-chan struct{} { return s.steppedDown }
+func (s *Successor) SteppedDown() bool { return s.steppedDown.Load() }
 
 // Stopping reports whether it has said that it was told to stop.
 func (s *Successor) Stopping() bool { return s.stopping.Load() }
@@ -607,7 +669,7 @@ func (s *Successor) Signal(sig os.Signal) { s.process.Signal(sig) }
 // Failed reports whether the successor's end is one that calls for taking over
 // again: it did not say that it was stepping down, nor exit with status 0.
 func (s *Successor) Failed() bool {
-	return isClosed(s.exited) && !isClosed(s.steppedDown) && (s.state == nil || !s.state.Success())
+	return isClosed(s.exited) && !s.SteppedDown() && (s.state == nil || !s.state.Success())
 }
 
 // Moves reports whether it takes connections over.

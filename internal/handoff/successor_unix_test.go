@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -154,6 +156,77 @@ func TestReadyThatArrivesWithTheTimeoutCounts(t *testing.T) {
 	}
 }
 
+// Whoever of the two is first, both know who serves, and can go on talking.
+func TestReadyThatCrossesAGiveUpCounts(t *testing.T) {
+	s, peer := play(t)
+	send(t, peer, kindHello, helloBody{Takes: true})
+	await(t, "hello", s.hello)
+	outcome := make(chan error, 1)
+	go func() { outcome <- s.awaitReady(time.Millisecond) }()
+	peer.receiveKind(t, kindGiveUp, nil)
+	send(t, peer, kindReady, nil)
+	if err := await(t, "awaitReady", outcome); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Serves() {
+		t.Error("it is ready, and Serves is false")
+	}
+	s.Status("3 left", false)
+	peer.receiveKind(t, kindStatus, nil)
+	send(t, peer, kindStepDown, nil)
+	await(t, "step down", s.StepsDown())
+}
+
+func TestStepDownIsTakenBack(t *testing.T) {
+	s, peer := play(t)
+	send(t, peer, kindReady, nil)
+	send(t, peer, kindStepDown, nil)
+	await(t, "step down", s.StepsDown())
+	send(t, peer, kindServeAgain, nil)
+	peer.close()
+	await(t, "its end", s.heard)
+	if s.SteppedDown() {
+		t.Error("it has said that it serves again")
+	}
+}
+
+func TestSigtermBeforeTheForkIsNoWordOfASuccessor(t *testing.T) {
+	s := newSuccessor(newGeneration(), nil)
+	within(t, "TermMeansReady", func() {
+		if s.TermMeansReady() {
+			t.Error("SIGTERM is taken for the word of a process that is not there")
+		}
+	})
+	if isClosed(s.ready) {
+		t.Error("ready")
+	}
+}
+
+// A program may call Restart first, and Wait then.
+func TestSuccessorOfARestartBeforeWaitIsHandedToWait(t *testing.T) {
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, syscall.SIGTERM)
+	defer signal.Stop(terms)
+	s, peer := play(t)
+	send(t, peer, kindHello, helloBody{})
+	outcome := make(chan error, 1)
+	go func() { outcome <- s.HandOver(time.Hour) }()
+	await(t, "hello", s.hello)
+	for range 1000 {
+		runtime.Gosched() // HandOver finds nobody yet
+	}
+	handed := make(chan *Successor, 1)
+	s.g.OnReady(func(s *Successor) { handed <- s })
+	send(t, peer, kindReady, nil)
+	if err := await(t, "HandOver", outcome); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the successor", handed)
+	if len(terms) > 0 {
+		t.Error("the process got SIGTERM as well, which stops it")
+	}
+}
+
 func TestStoppingGivesTheSuccessorUp(t *testing.T) {
 	s, peer := play(t)
 	s.g.successor = s
@@ -200,7 +273,7 @@ func TestSuccessorThatStepsDownHasNotFailed(t *testing.T) {
 	send(t, peer, kindReady, nil)
 	send(t, peer, kindStepDown, nil)
 	send(t, peer, kindStepDown, nil)
-	await(t, "step down", s.SteppedDown())
+	await(t, "step down", s.StepsDown())
 	if s.Failed() {
 		t.Error("it runs, and has failed")
 	}
@@ -561,7 +634,7 @@ func TestAnswerAfterTheTimeoutDoesNotCount(t *testing.T) {
 
 	// Whatever else it has to say is heard.
 	send(t, peer, kindStepDown, nil)
-	await(t, "its stepping down", s.steppedDown)
+	await(t, "its stepping down", s.stepsDown)
 }
 
 // What the successor is told.

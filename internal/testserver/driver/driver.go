@@ -26,6 +26,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -300,6 +301,20 @@ func (p *Process) Signal(sig os.Signal) {
 	if err := p.handle.Signal(sig); err != nil {
 		p.s.tb.Fatalf("%v for pid %d: %v", sig, p.Pid, err)
 	}
+}
+
+// Freeze stops the process, as a machine does that has no time for it. It needs /proc.
+func (p *Process) Freeze() (thaw func()) {
+	p.s.tb.Helper()
+	p.Signal(syscall.SIGSTOP)
+	Eventually(p.s.tb, fmt.Sprintf("pid %d to be stopped", p.Pid), func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Pid))
+		return !slices.ContainsFunc(threads, func(path string) bool {
+			stat, err := os.ReadFile(path)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+	})
+	return func() { p.Signal(syscall.SIGCONT) }
 }
 
 // Exited is closed when the process has ended.
