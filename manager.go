@@ -155,7 +155,7 @@ func (p *Process) writePIDFile() {
 		return
 	}
 	if err := replaceFile(p.PIDFile, strconv.Itoa(os.Getpid())+"\n"); err != nil {
-		p.logf("writing the PID file: %v; serving without it", err)
+		p.logf("writing the PID file %s: %v; serving without it", p.PIDFile, err)
 	}
 }
 
@@ -169,7 +169,7 @@ func (p *Process) removePIDFile() {
 		err = os.Remove(p.PIDFile)
 	}
 	if err != nil && !os.IsNotExist(err) {
-		p.logf("removing the PID file: %v", err)
+		p.logf("removing the PID file %s: %v", p.PIDFile, err)
 	}
 }
 

@@ -1066,7 +1066,7 @@ func TestPIDFileThatCannotBeWrittenIsLogged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "missing", "pid")
 	s := driver.Start(t, httpArgs("-pidfile", path)...)
 	p := s.Ready(1)
-	s.Line("PID file: .*missing.*; serving without it")
+	s.Line("PID file .*missing.*: .*; serving without it")
 	p.Signal(syscall.SIGUSR2)
 	next := s.Ready(2)
 	p.WaitExit(0)

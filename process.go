@@ -40,7 +40,8 @@ type Process struct {
 
 	// PIDFile, if not empty, is the path of a file that holds the process id of
 	// the generation that serves. It is replaced atomically by each generation
-	// that gets ready, and removed by the last one when it stops.
+	// that gets ready, and removed by the last one when it stops. One that cannot be
+	// written is logged, and this process serves without it.
 	PIDFile string
 
 	// StoreListeners asks systemd to keep copies of the listening sockets, so

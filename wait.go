@@ -20,8 +20,9 @@ import (
 //
 // SIGTERM and SIGINT close all listeners concurrently; Wait returns when the
 // last Close has returned, or with an error that says what is left when
-// TermTimeout is over. A second such signal ends the process as Go does by
-// default.
+// TermTimeout is over. A second such signal, of either kind, ends the process as Go
+// does by default. Where the first one may arrive twice, under Supervise and from systemd
+// in a handoff, those that follow within a second are taken for the same.
 //
 // SIGUSR2 restarts, as Restart does. A restart that fails is logged, and Wait
 // goes on. Once the successor is ready, the listeners stop accepting and Wait

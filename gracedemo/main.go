@@ -12,6 +12,11 @@
 //
 // With -restart it asks the running demo to restart, waits, and exits with
 // status 0 and the new pid, or with 1 and the reason why there is none.
+//
+// With -supervise a parent stays while generations come and go, for a terminal, a
+// container, or supervisord; -pidfile names a file for the pid of the one that serves.
+// The addresses (-a0, -a1, -a2) are as in gracehttp.Serve: "unix:/path" and
+// "systemd:NAME" too.
 package main
 
 import (

@@ -12,7 +12,8 @@
 // has to reconnect. The old process serves until the new one has opened or
 // inherited all its sockets and its Serve accepts: do what takes long before
 // calling Serve. SIGTERM and SIGINT stop: requests are finished, then Serve
-// returns. See package grace for what else happens on the way.
+// returns; a second one ends the process at once. See package grace for what else
+// happens on the way.
 //
 // Connections that cannot move (TLS, HTTP/2, hijacked ones) are finished here:
 // an answer tells the client not to send another request on that connection, and
@@ -105,7 +106,8 @@ func OnDrain(hook func()) Option {
 }
 
 // PIDFile names a file that holds the process id of the generation that serves.
-// It is replaced atomically, and removed by the last one.
+// It is replaced atomically, and removed by the last one. If it cannot be written, that
+// is logged, and the process serves without it.
 func PIDFile(path string) Option {
 	return func(a *app) { a.process.PIDFile = path }
 }
