@@ -64,9 +64,8 @@ func Run(m *testing.M) int {
 	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
 		if signal.Ignored(sig) {
 			// As under nohup(1), or in the background of a shell script. Processes
-			// would inherit that; what is as good as the default they do not.
+			// would inherit that; a handler they do not.
 			signal.Notify(make(chan os.Signal, 1), sig)
-			signal.Reset(sig)
 		}
 	}
 	defer func() {
