@@ -1067,3 +1067,17 @@ func TestServerOutlivesTheShellsJob(t *testing.T) {
 	term.Type("kill $(cat " + file + ")")
 	s.WaitEnd()
 }
+
+// What is meant for all processes may come twice.
+func TestTwoSignalsAtOnceEndStandby(t *testing.T) {
+	t.Parallel()
+	s, supervisor, first := supervised(t, "-standby", "1h")
+	supervisor.Signal(syscall.SIGUSR2)
+	s.Ready(2)
+	s.Line("stands by")
+	thaw := first.Freeze()
+	first.Signal(syscall.SIGTERM)
+	first.Signal(syscall.SIGINT)
+	thaw()
+	first.Wait()
+}

@@ -302,6 +302,9 @@ func (w *waiter) handOver(s *handoff.Successor, sig os.Signal) (over bool, err e
 			}
 
 		case <-s.StepsDown():
+			if !s.SteppedDown() {
+				break // it serves again
+			}
 			if s.Stopping() {
 				w.refuse()
 			}
@@ -347,7 +350,7 @@ func (w *waiter) handOver(s *handoff.Successor, sig os.Signal) (over bool, err e
 		case <-h.progress.tick:
 			h.report()
 		}
-		if over {
+		if over && !h.told {
 			select {
 			case sig := <-w.signals: // it came before the end
 				over = h.stopSignal(sig)

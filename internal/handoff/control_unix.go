@@ -102,6 +102,7 @@ func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int
 			return err
 		}
 		rest, rights = rest[n:], nil
+		c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)) // for the rest of a message that has begun
 	}
 	return nil
 }

@@ -73,6 +73,7 @@ type Generation struct {
 	successor *Successor // starting or serving
 	providers map[string]func() []byte
 	onReady   func(*Successor)
+	missed    *Successor // was ready before OnReady
 	onStatus  func(text string, main bool)
 	told      *statusBody // the predecessor has, and nobody has listened yet
 	refusal   error       // why no successor may be started
@@ -171,11 +172,29 @@ func (g *Generation) ToldToStop() <-chan struct{} { return g.toldToStop }
 func (g *Generation) stopTold() { g.stopOnce.Do(func() { close(g.toldToStop) }) }
 
 // OnReady calls f, instead of sending SIGTERM to this process, when a
-// successor becomes ready; nil undoes it.
+// successor becomes ready, and at once if one has become so before; nil undoes it.
 func (g *Generation) OnReady(f func(*Successor)) {
 	g.mu.Lock()
 	g.onReady = f
+	s := g.missed
+	if f != nil {
+		g.missed = nil
+	}
+	serves := s != nil && s == g.successor
 	g.mu.Unlock()
+	if f != nil && serves {
+		f(s)
+	}
+}
+
+// readyHook returns OnReady's function. If there is none, a later one gets s.
+func (g *Generation) readyHook(s *Successor) func(*Successor) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.onReady == nil {
+		g.missed = s
+	}
+	return g.onReady
 }
 
 // OnStatus calls f when the predecessor tells how its drain goes, and when it has

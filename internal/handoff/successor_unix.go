@@ -564,7 +564,7 @@ func (s *Successor) TermMeansReady() bool {
 // is not ready within timeout, or is refused meanwhile, the error says so and it
 // is gone: what still ran of it has been killed.
 func (s *Successor) HandOver(timeout time.Duration) error {
-	onReady := s.g.readyHook()
+	onReady := s.g.readyHook(nil)
 	if onReady != nil {
 		if err := s.awaitReady(timeout); err != nil {
 			return err
@@ -576,7 +576,7 @@ func (s *Successor) HandOver(timeout time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if onReady = s.g.readyHook(); onReady != nil {
+	if onReady = s.g.readyHook(s); onReady != nil {
 		onReady(s) // Wait was called meanwhile
 		return nil
 	}
@@ -608,13 +608,6 @@ func (s *Successor) awaitReadyOrTerm(timeout time.Duration) (termed bool, err er
 	}
 	signal.Stop(terms) // a program without a handler shall die of it
 	return false, err
-}
-
-// readyHook returns OnReady's function.
-func (g *Generation) readyHook() func(*Successor) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.onReady
 }
 
 // Settled is closed when the successor is ready, or gone.

@@ -227,6 +227,30 @@ func TestSuccessorOfARestartBeforeWaitIsHandedToWait(t *testing.T) {
 	}
 }
 
+func TestSuccessorThatWasReadyBeforeWaitIsHandedToWait(t *testing.T) {
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, syscall.SIGTERM)
+	defer signal.Stop(terms)
+	s, peer := play(t)
+	s.g.successor = s
+	send(t, peer, kindHello, helloBody{})
+	send(t, peer, kindReady, nil)
+	within(t, "HandOver", func() {
+		if err := s.HandOver(time.Hour); err != nil {
+			t.Error(err)
+		}
+	})
+	await(t, "SIGTERM", terms) // for a signal loop of the program's own
+	handed := make(chan *Successor, 2)
+	s.g.OnReady(func(s *Successor) { handed <- s })
+	await(t, "the successor", handed)
+	s.g.OnReady(nil)
+	s.g.OnReady(func(s *Successor) { handed <- s })
+	if len(handed) > 0 {
+		t.Error("handed over twice")
+	}
+}
+
 func TestStoppingGivesTheSuccessorUp(t *testing.T) {
 	s, peer := play(t)
 	s.g.successor = s
