@@ -892,7 +892,7 @@ func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 
 // Also when it is told to stop in the moment in which the successor gets ready.
 func TestStopAsTheSuccessorGetsReady(t *testing.T) {
-	for i := range 6 { // of what waits in the frozen process, any may be looked at first
+	for i := range 20 { // of what waits in the frozen process, any may be looked at first
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
 			m := newManager(t)
@@ -900,12 +900,7 @@ func TestStopAsTheSuccessorGetsReady(t *testing.T) {
 			s := m.start(httpArgs("-faults", string(faults))...)
 			a := s.Ready(1)
 			h := hold(t, a.Addrs[0])
-			faults.Set(t, "slow")
-			a.Signal(syscall.SIGUSR2)
-			s.Line("^waiting")
-			thaw := a.Freeze()
-			faults.Clear(t, "slow")
-			b := s.Ready(2)
+			b, thaw := a.FreezeInRestart(faults)
 			a.Signal(syscall.SIGTERM)
 			thaw()
 			b.Wait()

@@ -132,14 +132,8 @@ func TestSuccessorThatIsReadyAsTheTimeoutEnds(t *testing.T) {
 			faults := driver.NewFaults(t)
 			s := startSite(t, "tcp", "", "-faults", string(faults), "-start-timeout", timeout.String())
 			s.hijack() // keeps it
-			faults.Set(t, "slow")
-			s.first.Signal(syscall.SIGUSR2)
-			s.Line("^waiting")
-			begun := time.Now()
-			thaw := s.first.Freeze()
-			faults.Clear(t, "slow")
-			second := s.Ready(2)
-			time.Sleep(timeout - time.Since(begun))
+			second, thaw := s.first.FreezeInRestart(faults)
+			time.Sleep(timeout) // it was started before
 			thaw()
 			s.Line(fmt.Sprintf("^drain-hook pid=%d", s.first.Pid))
 			s.hijack() // keeps it

@@ -197,7 +197,7 @@ func Restart() (pid int, err error) {
 	}
 	s := handoff.Self().Starting()
 	if s == nil {
-		return 0, errors.New("gracehttp: the successor was ready, and has failed since")
+		return 0, errors.New("gracehttp: the successor was ready, and has ended since")
 	}
 	return s.Pid, nil
 }

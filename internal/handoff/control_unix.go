@@ -78,6 +78,8 @@ func (c *control) send(k kind, body any, fds ...int) error {
 	return c.sendWithin(sendTimeout, k, body, fds...)
 }
 
+// sendWithin is send for one who would rather try again later than hold up others for
+// long: after os.ErrDeadlineExceeded nothing was written.
 func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int) error {
 	b, err := encode(k, body, len(fds))
 	if err != nil {
@@ -102,7 +104,7 @@ func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int
 			return err
 		}
 		rest, rights = rest[n:], nil
-		c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)) // for the rest of a message that has begun
+		c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)) // what has begun must end
 	}
 	return nil
 }

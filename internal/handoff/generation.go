@@ -187,16 +187,6 @@ func (g *Generation) OnReady(f func(*Successor)) {
 	}
 }
 
-// readyHook returns OnReady's function. If there is none, a later one gets s.
-func (g *Generation) readyHook(s *Successor) func(*Successor) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.onReady == nil {
-		g.missed = s
-	}
-	return g.onReady
-}
-
 // OnStatus calls f when the predecessor tells how its drain goes, and when it has
 // told the service manager that we are the main process now. What it has told
 // before is not lost.

@@ -586,6 +586,16 @@ func (s *Successor) HandOver(timeout time.Duration) error {
 	return syscall.Kill(os.Getpid(), syscall.SIGTERM)
 }
 
+// readyHook returns OnReady's function. If there is none, a later one gets s.
+func (g *Generation) readyHook(s *Successor) func(*Successor) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.onReady == nil {
+		g.missed = s
+	}
+	return g.onReady
+}
+
 // awaitReadyOrTerm is awaitReady for a program with a signal loop of its own. It reports
 // whether that has got SIGTERM already.
 func (s *Successor) awaitReadyOrTerm(timeout time.Duration) (termed bool, err error) {

@@ -177,6 +177,34 @@ func TestReadyThatCrossesAGiveUpCounts(t *testing.T) {
 	await(t, "step down", s.StepsDown())
 }
 
+// It may read long after its start: whatever does not fit into the socket waits.
+func TestSuccessorThatReadsLateHearsAll(t *testing.T) {
+	const sockets = 3000
+	s, peer := play(t)
+	told := make([]*Socket, sockets)
+	for i := range told {
+		told[i] = &Socket{Kind: Listener, Name: fmt.Sprint(i)}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.tell(told, nil)
+	}()
+	time.Sleep(3 * tellTimeout)
+	if isClosed(done) {
+		t.Fatal("all fits: too few for this test")
+	}
+	for i := range sockets {
+		var b socketBody
+		peer.receiveKind(t, kindSocket, &b)
+		if b.Name != fmt.Sprint(i) {
+			t.Fatalf("after %d sockets it hears of socket %s", i, b.Name)
+		}
+	}
+	peer.receiveKind(t, kindBegin, nil)
+	await(t, "the end", done)
+}
+
 func TestStepDownIsTakenBack(t *testing.T) {
 	s, peer := play(t)
 	send(t, peer, kindReady, nil)
@@ -202,11 +230,17 @@ func TestSigtermBeforeTheForkIsNoWordOfASuccessor(t *testing.T) {
 	}
 }
 
+// catchSIGTERM is a signal loop of the program's own.
+func catchSIGTERM(t *testing.T) <-chan os.Signal {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM)
+	t.Cleanup(func() { signal.Stop(c) })
+	return c
+}
+
 // A program may call Restart first, and Wait then.
 func TestSuccessorOfARestartBeforeWaitIsHandedToWait(t *testing.T) {
-	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM)
-	defer signal.Stop(terms)
+	terms := catchSIGTERM(t)
 	s, peer := play(t)
 	send(t, peer, kindHello, helloBody{})
 	outcome := make(chan error, 1)
@@ -228,9 +262,7 @@ func TestSuccessorOfARestartBeforeWaitIsHandedToWait(t *testing.T) {
 }
 
 func TestSuccessorThatWasReadyBeforeWaitIsHandedToWait(t *testing.T) {
-	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, syscall.SIGTERM)
-	defer signal.Stop(terms)
+	terms := catchSIGTERM(t)
 	s, peer := play(t)
 	s.g.successor = s
 	send(t, peer, kindHello, helloBody{})
@@ -240,7 +272,7 @@ func TestSuccessorThatWasReadyBeforeWaitIsHandedToWait(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	await(t, "SIGTERM", terms) // for a signal loop of the program's own
+	await(t, "SIGTERM", terms)
 	handed := make(chan *Successor, 2)
 	s.g.OnReady(func(s *Successor) { handed <- s })
 	await(t, "the successor", handed)

@@ -316,6 +316,19 @@ func (p *Process) Freeze() (thaw func()) {
 	return func() { p.Signal(syscall.SIGCONT) }
 }
 
+// FreezeInRestart restarts the process, and freezes it until thaw is called: its
+// successor, which it returns, has said meanwhile that it is ready.
+func (p *Process) FreezeInRestart(faults Faults) (successor *Process, thaw func()) {
+	p.s.tb.Helper()
+	ready := p.s.Count("^ready ")
+	faults.Set(p.s.tb, "slow")
+	p.Signal(syscall.SIGUSR2)
+	p.s.Line("^waiting")
+	thaw = p.Freeze()
+	faults.Clear(p.s.tb, "slow")
+	return p.s.Ready(ready + 1), thaw
+}
+
 // Exited is closed when the process has ended.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
