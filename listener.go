@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,24 +21,30 @@ import (
 // ErrAlreadyClosed. A connection that was accepted while Close was called is
 // still returned, and counted.
 //
+// While a Wait with this listener drains, its Close does not wait: Wait is what waits. So
+// http.Server.Shutdown, grpc.Server.GracefulStop and the like, which close their listeners
+// first, may be called by Process.OnDrain. Elsewhere they would wait for connections that
+// they have not told yet: call them in a goroutine of their own there, after telling those.
+//
 // What Accept returns embeds l's *net.TCPConn or *net.UnixConn, and so has ReadFrom,
 // CloseWrite, SyscallConn and the rest. A connection of any other type is only a
 // net.Conn. A Listener that NewListener has made is returned as it is.
 func NewListener(l Listener) Listener {
-	if l, ok := l.(*listener); ok {
+	if l, ok := l.(*listenerCounter); ok {
 		return l
 	}
-	return &listener{Listener: l, gate: accept.New(l)}
+	return &listenerCounter{Listener: l, gate: accept.New(l)}
 }
 
-// A listener is a Listener that counts. Its methods beyond that interface are
+// A listenerCounter is a Listener that counts. Its methods beyond that interface are
 // for Process.
-type listener struct {
+type listenerCounter struct {
 	Listener
-	gate *accept.Gate
+	gate     *accept.Gate
+	draining atomic.Bool // Wait waits for the connections
 }
 
-func (l *listener) Accept() (net.Conn, error) {
+func (l *listenerCounter) Accept() (net.Conn, error) {
 	c, err := l.gate.Accept()
 	if errors.Is(err, net.ErrClosed) {
 		return nil, ErrAlreadyClosed
@@ -48,16 +55,18 @@ func (l *listener) Accept() (net.Conn, error) {
 	return l.count(c), nil
 }
 
-func (l *listener) Close() error {
+func (l *listenerCounter) Close() error {
 	err := l.gate.Close()
-	l.gate.Wait(context.Background())
+	if !l.draining.Load() {
+		l.gate.Wait(context.Background())
+	}
 	return err
 }
 
-// Drain implements handoff.Drainer. The socket stays open for Resume if there
-// is a successor.
-func (l *listener) Drain(ctx context.Context, to *handoff.Successor) error {
-	if to == nil || !l.gate.Pause() {
+// Drain implements drainer. The socket stays open for Resume if there
+// is a successor that serves on it.
+func (l *listenerCounter) Drain(ctx context.Context, how handoff.Drain) error {
+	if how.To == nil || !how.To.Keeps(l) || !l.gate.Pause() {
 		if err := l.gate.Close(); err != nil {
 			return err
 		}
@@ -65,12 +74,15 @@ func (l *listener) Drain(ctx context.Context, to *handoff.Successor) error {
 	return l.gate.Wait(ctx)
 }
 
-func (l *listener) Resume() { l.gate.Resume() }
+func (l *listenerCounter) Resume() bool { return l.gate.Resume() }
 
-func (l *listener) Active() (open int, oldest time.Time) { return l.gate.Active() }
+func (l *listenerCounter) Count() (c accept.Count) {
+	c.Open, c.Oldest = l.gate.Active()
+	return c
+}
 
 // SyscallConn gives access to the descriptor without a copy.
-func (l *listener) SyscallConn() (syscall.RawConn, error) {
+func (l *listenerCounter) SyscallConn() (syscall.RawConn, error) {
 	if c, ok := l.Listener.(syscall.Conn); ok {
 		return c.SyscallConn()
 	}
@@ -78,7 +90,7 @@ func (l *listener) SyscallConn() (syscall.RawConn, error) {
 }
 
 // SetDeadline bounds the calls of Accept, as (*net.TCPListener).SetDeadline.
-func (l *listener) SetDeadline(t time.Time) error {
+func (l *listenerCounter) SetDeadline(t time.Time) error {
 	if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); ok {
 		return d.SetDeadline(t)
 	}
@@ -86,7 +98,7 @@ func (l *listener) SetDeadline(t time.Time) error {
 }
 
 // SetUnlinkOnClose is (*net.UnixListener).SetUnlinkOnClose.
-func (l *listener) SetUnlinkOnClose(unlink bool) {
+func (l *listenerCounter) SetUnlinkOnClose(unlink bool) {
 	if u, ok := l.Listener.(interface{ SetUnlinkOnClose(bool) }); ok {
 		u.SetUnlinkOnClose(unlink)
 	}
@@ -113,20 +125,22 @@ type otherConn struct {
 	gate  *accept.Gate
 }
 
-// count enters a connection that was just accepted in the listener's book.
-func (l *listener) count(c net.Conn) net.Conn {
+// count enters a connection that was just accepted.
+func (l *listenerCounter) count(c net.Conn) net.Conn { return countIn(l.gate, l.gate.Admit, c) }
+
+func countIn(gate *accept.Gate, enter func(*accept.Entry), c net.Conn) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		counted := &tcpConn{TCPConn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &tcpConn{TCPConn: c, gate: gate}
+		enter(&counted.entry)
 		return counted
 	case *net.UnixConn:
-		counted := &unixConn{UnixConn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &unixConn{UnixConn: c, gate: gate}
+		enter(&counted.entry)
 		return counted
 	default:
-		counted := &otherConn{Conn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &otherConn{Conn: c, gate: gate}
+		enter(&counted.entry)
 		return counted
 	}
 }

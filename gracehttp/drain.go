@@ -39,8 +39,10 @@ type notice struct {
 // a request is about to come, even if nobody serves after us.
 const freshGrace = time.Second
 
-// Drain implements handoff.Drainer.
-func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
+// Drain stops accepting, and returns when nothing is open any more.
+func (s *server) Drain(ctx context.Context, how handoff.Drain) error {
+	to := how.To
+	s.movedAway.Store(0)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &drain{server: s, stop: to == nil}
@@ -57,10 +59,16 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	moves := to != nil && !s.tls && to.Moves()
 	d.give(moves)
 	if moves {
-		d.mover = newMover(func(c []syscall.Conn) error { return to.Move(s.socket, c, d.answerTime()) })
+		d.mover = newMover(func(c []syscall.Conn) error {
+			err := to.Move(s.socket, c, d.answerTime())
+			if err == nil {
+				s.movedAway.Add(int64(len(c)))
+			}
+			return err
+		})
 	} else {
 		// What our predecessor still holds, it finishes.
-		handoff.Self().Accept(s.socket, nil)
+		handoff.Self().Receive(s.socket, nil)
 	}
 	s.draining.Store(d)
 	if d.stop {
@@ -72,11 +80,6 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 			}
 		}
 		s.gate.Close()
-	}
-	if s == s.app.servers[0] {
-		for _, hook := range s.app.onDrain {
-			go hook()
-		}
 	}
 
 	// Idle connections move, or end after the grace time.
@@ -106,7 +109,7 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 func (d *drain) waitHTTP1(ctx context.Context) error {
 	var gone <-chan struct{}
 	if d.mover != nil {
-		gone = handoff.Self().PredecessorGone()
+		gone = handoff.Self().Predecessor.Drained()
 	}
 	for gone != nil || d.server.http1.Load() > 0 {
 		select {
@@ -133,7 +136,7 @@ func (d *drain) kickAll() {
 // hurryUp leaves the rest of the time to what is under way. What our predecessor still
 // holds, it finishes.
 func (d *drain) hurryUp() {
-	handoff.Self().Accept(d.server.socket, nil)
+	handoff.Self().Receive(d.server.socket, nil)
 	d.kickAll()
 }
 

@@ -95,8 +95,8 @@ func IdleGrace(d time.Duration) Option {
 
 // OnDrain calls hook, in a goroutine of its own, when a drain begins: it is time
 // to end what would not end by itself, such as WebSockets and other hijacked
-// connections, and long answers such as server-sent events. Serve does not wait
-// for hook. It may be called again if a successor fails.
+// connections, and long answers such as server-sent events. Serve returns when hook has,
+// or at the end of DrainTimeout. It may be called again if a successor fails.
 //
 // The hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
 // connections are left, and the clients of HTTP/2 were told to open new ones: too
@@ -177,6 +177,9 @@ func ServeWithOptions(servers []*http.Server, options ...Option) error {
 	if err := a.listen(servers); err != nil || len(servers) == 0 {
 		return err
 	}
+	if len(a.onDrain) > 0 {
+		a.process.OnDrain = a.drainHooks
+	}
 	current.Store(a)
 	defer current.CompareAndSwap(a, nil)
 	defer a.cut()
@@ -192,14 +195,28 @@ func Restart() (pid int, err error) {
 	if a == nil {
 		return 0, ErrNotServing
 	}
-	if err := a.process.Restart(a.listeners()); err != nil {
-		return 0, err
+	request := &handoff.Request{Outcome: make(chan handoff.Outcome, 1)}
+	if !handoff.Self().Ask(request) {
+		return 0, ErrNotServing
 	}
-	s := handoff.Self().Starting()
-	if s == nil {
-		return 0, errors.New("gracehttp: the successor was ready, and has ended since")
+	outcome := <-request.Outcome
+	if outcome.Err != nil {
+		return 0, outcome.Err
 	}
-	return s.Pid, nil
+	return outcome.Pid, nil
+}
+
+// drainHooks calls the hooks side by side, and returns when all have returned.
+func (a *app) drainHooks() {
+	var hooks sync.WaitGroup
+	for _, hook := range a.onDrain {
+		hooks.Add(1)
+		go func() {
+			defer hooks.Done()
+			hook()
+		}()
+	}
+	hooks.Wait()
 }
 
 func (a *app) listeners() []grace.Listener {
@@ -281,11 +298,11 @@ func (a *app) logServing() {
 		addrs = append(addrs, s.Addr().String())
 	}
 	from := ""
-	switch handoff.Self().Origin() {
+	switch handoff.Self().Origin {
 	case handoff.Activated:
 		from = " on sockets from systemd"
 	case handoff.Succeeded, handoff.SucceededLegacy:
-		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().Parent())
+		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().PredecessorPid())
 	}
 	a.logf("Serving %s with pid %d%s.", strings.Join(addrs, ", "), os.Getpid(), from)
 }

@@ -37,10 +37,11 @@ type server struct {
 	socket
 	user *http.Server // as Serve was given it
 
-	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
-	http2   atomic.Int64  // those that speak HTTP/2
-	changed chan struct{} // one of these may have become 0
-	hooks   atomic.Int64  // calls of userShutdown that are ours, and still to come
+	http1     atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
+	http2     atomic.Int64  // those that speak HTTP/2
+	changed   chan struct{} // one of these may have become 0
+	movedAway atomic.Int64  // connections that the successor has taken in this drain
+	hooks     atomic.Int64  // calls of userShutdown that are ours, and still to come
 
 	accepting func() // called when the http.Server first accepts
 	begun     sync.Once
@@ -95,7 +96,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	if s.tls {
 		keepTickets(srv, name)
 	} else {
-		handoff.Self().Accept(l, s.take)
+		handoff.Self().Receive(l, s.take)
 	}
 	return s
 }
@@ -231,8 +232,13 @@ func (s *server) cut() {
 	}
 }
 
-// Active implements handoff.Drainer.
-func (s *server) Active() (open int, oldest time.Time) { return s.gate.Active() }
+// Count returns what is open.
+func (s *server) Count() (c accept.Count) {
+	c.Open, c.Oldest = s.gate.Active()
+	c.HTTP2 = int(s.http2.Load())
+	c.Moved = int(s.movedAway.Load())
+	return c
+}
 
 // An httpListener is what the http.Server has for a listener. Closing it ends
 // its Accept, but the socket stays open: it may be needed again.
@@ -375,8 +381,8 @@ func (s *server) userShutdown() {
 	}
 }
 
-// Resume implements handoff.Drainer.
-func (s *server) Resume() {
+// Resume undoes Drain.
+func (s *server) Resume() bool {
 	s.app.serving.Do(s.app.logServing)
 	s.draining.Store(nil)
 	s.mu.Lock()
@@ -393,7 +399,7 @@ func (s *server) Resume() {
 		s.gate.Reopen()
 		s.changes.Broadcast()
 	}
-	s.gate.Resume()
+	return s.gate.Resume()
 }
 
 func (s *server) copyHTTP() *http.Server {

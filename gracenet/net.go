@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log"
 	"net"
 	"os"
 	"strings"
@@ -21,9 +20,6 @@ import (
 
 	"github.com/facebookgo/grace/internal/handoff"
 )
-
-// startTimeout is how long a successor that StartProcess has started may take.
-const startTimeout = time.Minute
 
 // files guards looking for a named file and replacing it; replacing guards replacing
 // the path of a unix socket.
@@ -168,28 +164,37 @@ func (n *Net) File(name string) (*os.File, error) {
 }
 
 // StartProcess starts a successor with all sockets and files of this process,
-// and returns its process id at once. When the successor is ready this process
-// gets SIGTERM, unless it runs grace.Wait or gracehttp.Serve, which take care of
-// that themselves. If the successor ends before it is ready, or is not ready within a
-// minute, it is killed and the reason is logged to the standard logger.
+// and returns its process id at once. Where grace.Wait or gracehttp.Serve runs, that owns
+// the restart: it is one like any other, and a failure is logged there.
+//
+// A program that runs neither decides by itself what becomes of its sockets, and when it
+// ends. It gets SIGTERM when the successor is ready: from the successor itself if that
+// tells its parent, as programs do that were written for facebookgo/grace, or from here if
+// it calls grace.CloseParent or serves with Wait or Serve. If the successor ends before
+// that, the standard logger gets a line.
 func (n *Net) StartProcess() (int, error) {
-	s, err := handoff.Self().Start(nil)
+	g := handoff.Self()
+	request := &handoff.Request{Started: make(chan int, 1), Outcome: make(chan handoff.Outcome, 1)}
+	if g.Ask(request) {
+		select {
+		case pid := <-request.Started:
+			return pid, nil
+		case outcome := <-request.Outcome:
+			return outcome.Pid, outcome.Err
+		}
+	}
+	pid, err := g.StartAlone()
 	if err != nil {
 		return 0, fmt.Errorf("gracenet: %w", err)
 	}
-	go func() {
-		if err := s.HandOver(startTimeout); err != nil {
-			log.Printf("restart failed: %v; still serving with pid %d", err, os.Getpid())
-		}
-	}()
-	return s.Pid, nil
+	return pid, nil
 }
 
 // socket returns an inherited socket, or opens one.
 func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socket, error) {
 	g := handoff.Self()
-	if err := g.Err(); err != nil {
-		return nil, listenError(network, address, fmt.Errorf("inheriting sockets: %w", err))
+	if g.Err != nil {
+		return nil, listenError(network, address, fmt.Errorf("inheriting sockets: %w", g.Err))
 	}
 
 	// By name.

@@ -205,15 +205,17 @@ func (g *Gate) End() {
 	g.changed.Broadcast()
 }
 
-// Resume accepts again after Pause.
-func (g *Gate) Resume() {
+// Resume accepts again after Pause, and reports whether that is possible.
+func (g *Gate) Resume() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if l, ok := g.listener.(interface{ SetDeadline(time.Time) error }); ok && !g.ended {
-		l.SetDeadline(time.Time{})
+		err := l.SetDeadline(time.Time{})
 		g.paused = false
 		g.changed.Broadcast()
+		return err == nil // else somebody has closed it
 	}
+	return false
 }
 
 // Reopen makes a pause of an end.

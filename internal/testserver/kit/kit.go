@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -83,6 +84,35 @@ func Open(address string) (net.Listener, error) {
 		return net.Listen("unix", path)
 	}
 	return net.Listen("tcp", address)
+}
+
+// Listeners returns the inherited ones, from descriptor 3 on, or opens those of the flag
+// -listen.
+func (f *Flags) Listeners() (listeners []net.Listener, err error) {
+	if count := os.Getenv("LISTEN_FDS"); count != "" {
+		n, err := strconv.Atoi(count)
+		if err != nil {
+			return nil, err
+		}
+		for fd := 3; fd < 3+n; fd++ {
+			file := os.NewFile(uintptr(fd), "listener")
+			l, err := net.FileListener(file)
+			file.Close()
+			if err != nil {
+				return nil, err
+			}
+			listeners = append(listeners, l)
+		}
+		return listeners, nil
+	}
+	for _, address := range f.Listen {
+		l, err := Open(address)
+		if err != nil {
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 // Faulty reports whether this fault is to be played now.
