@@ -27,18 +27,18 @@ func NewListener(l Listener) Listener {
 	if l, ok := l.(*listener); ok {
 		return l
 	}
-	return &listener{Listener: l, gate: accept.New(l)}
+	return &listener{Listener: l, open: accept.New(l)}
 }
 
 // A listener is a Listener that counts. Its methods beyond that interface are
 // for Process.
 type listener struct {
 	Listener
-	gate *accept.Gate
+	open *accept.Listener
 }
 
 func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.gate.Accept()
+	c, err := l.open.Accept()
 	if errors.Is(err, net.ErrClosed) {
 		return nil, ErrAlreadyClosed
 	}
@@ -49,25 +49,25 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 func (l *listener) Close() error {
-	err := l.gate.Close()
-	l.gate.Wait(context.Background())
+	err := l.open.Close()
+	l.open.Wait(context.Background())
 	return err
 }
 
 // Drain implements handoff.Drainer. The socket stays open for Resume if there
 // is a successor.
-func (l *listener) Drain(ctx context.Context, to *handoff.Successor) error {
-	if to == nil || !l.gate.Pause() {
-		if err := l.gate.Close(); err != nil {
+func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
+	if how.To == nil || !l.open.Pause() {
+		if err := l.open.Close(); err != nil {
 			return err
 		}
 	}
-	return l.gate.Wait(ctx)
+	return l.open.Wait(ctx)
 }
 
-func (l *listener) Resume() { l.gate.Resume() }
+func (l *listener) Resume() { l.open.Resume() }
 
-func (l *listener) Active() (open int, oldest time.Time) { return l.gate.Active() }
+func (l *listener) Count() accept.Count { return l.open.Count() }
 
 // SyscallConn gives access to the descriptor without a copy.
 func (l *listener) SyscallConn() (syscall.RawConn, error) {
@@ -98,50 +98,50 @@ func (l *listener) SetUnlinkOnClose(unlink bool) {
 type tcpConn struct {
 	*net.TCPConn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 type unixConn struct {
 	*net.UnixConn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 type otherConn struct {
 	net.Conn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
-// count enters a connection that was just accepted in the listener's book.
+// count lists a connection that was just accepted.
 func (l *listener) count(c net.Conn) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		counted := &tcpConn{TCPConn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &tcpConn{TCPConn: c, from: l.open}
+		l.open.Admit(&counted.entry)
 		return counted
 	case *net.UnixConn:
-		counted := &unixConn{UnixConn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &unixConn{UnixConn: c, from: l.open}
+		l.open.Admit(&counted.entry)
 		return counted
 	default:
-		counted := &otherConn{Conn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &otherConn{Conn: c, from: l.open}
+		l.open.Admit(&counted.entry)
 		return counted
 	}
 }
 
 func (c *tcpConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.TCPConn.Close()
 }
 
 func (c *unixConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.UnixConn.Close()
 }
 
 func (c *otherConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.Conn.Close()
 }

@@ -38,6 +38,10 @@ type Process struct {
 	// is over, since only the main process may name another.
 	Standby time.Duration
 
+	// LameDuck is for how long this process goes on accepting and serving after SIGTERM,
+	// while it says that it is not ready. Zero means not at all.
+	LameDuck time.Duration
+
 	// PIDFile, if not empty, is the path of a file that holds the process id of
 	// the generation that serves. It is replaced atomically by each generation
 	// that gets ready, and removed by the last one when it stops. One that cannot be

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/systemd"
 )
@@ -96,11 +97,11 @@ func (w *waiter) run() error {
 				continue
 			}
 			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
-			return w.stop(false)
+			return w.stop(false, sig == os.Interrupt)
 
 		case err := <-w.failed:
 			w.p.logf("stopping pid %d: %v", os.Getpid(), err)
-			return errors.Join(err, w.stop(true))
+			return errors.Join(err, w.stop(true, true))
 
 		case <-w.g.ToldToStop():
 			if w.overtaken() {
@@ -110,11 +111,11 @@ func (w *waiter) run() error {
 				continue
 			}
 			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
-			return w.stop(false)
+			return w.stop(false, false)
 
 		case <-w.g.Unsupervised():
 			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
-			return w.stop(false)
+			return w.stop(false, false)
 
 		case s := <-w.ready:
 			if over, err := w.handOver(s, nil); over {
@@ -197,7 +198,7 @@ func (w *waiter) overtaken() bool {
 
 // stop closes all listeners. No successor takes over; a predecessor that still drains
 // does so if this process has failed.
-func (w *waiter) stop(failed bool) error {
+func (w *waiter) stop(failed, quick bool) error {
 	if w.early != nil {
 		w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
 	}
@@ -214,7 +215,7 @@ func (w *waiter) stop(failed bool) error {
 	w.p.notifyStatus("STOPPING=1\nSTATUS=Stopping: "+w.left()+"\n"+systemd.Patience, false)
 	w.told = time.Now() // that may have taken a while
 	defer w.p.removePIDFile()
-	drained, cancel := w.drain(nil)
+	drained, cancel := w.drain(handoff.Drain{Quick: quick})
 	defer cancel()
 	progress := w.newProgress()
 	defer progress.stop()
@@ -258,7 +259,7 @@ type handover struct {
 func (w *waiter) handOver(s *handoff.Successor, sig os.Signal) (over bool, err error) {
 	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
 	w.g.StepDown(false)
-	drained, cancel := w.drain(s)
+	drained, cancel := w.drain(handoff.Drain{To: s})
 	defer cancel()
 	h := &handover{
 		waiter:   w,
@@ -479,7 +480,7 @@ func (w *waiter) takeBack(s *handoff.Successor) {
 
 // drain drains all listeners side by side. The channel brings nil when nothing
 // is left, an error when TermTimeout is over, or the wait was cancelled.
-func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func()) {
+func (w *waiter) drain(how handoff.Drain) (drained <-chan error, cancel func()) {
 	ctx := context.Background()
 	if w.p.TermTimeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, w.p.TermTimeout)
@@ -493,13 +494,13 @@ func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func
 		go func() {
 			defer wg.Done()
 			if d, ok := l.(handoff.Drainer); ok {
-				errs[i] = d.Drain(ctx, to)
+				errs[i] = d.Drain(ctx, how)
 			} else {
 				errs[i] = closeWithin(ctx, l)
 			}
 		}()
 	}
-	if to == nil && w.g.Managed() {
+	if how.To == nil && w.g.Managed() {
 		// When the main process ends, a service manager ends the others too. If that
 		// is our predecessor, it waits for us.
 		wg.Add(1)
@@ -582,22 +583,19 @@ func (w *waiter) resume() {
 
 // left says in words what is still open.
 func (w *waiter) left() string {
-	open, oldest, others := 0, time.Time{}, 0
+	var total accept.Count
+	others := 0
 	for _, l := range w.listeners {
 		d, ok := l.(handoff.Drainer)
 		if !ok {
 			others++
 			continue
 		}
-		n, since := d.Active()
-		open += n
-		if n > 0 && (oldest.IsZero() || since.Before(oldest)) {
-			oldest = since
-		}
+		total.Add(d.Count())
 	}
 	var parts []string
-	if open > 0 {
-		parts = append(parts, fmt.Sprintf("%d %s, the oldest open for %v", open, plural(open, "connection"), since(oldest)))
+	if total.Open > 0 {
+		parts = append(parts, fmt.Sprintf("%d %s, the oldest open for %v", total.Open, plural(total.Open, "connection"), since(total.Oldest)))
 	}
 	if others > 0 {
 		parts = append(parts, fmt.Sprintf("%d other %s", others, plural(others, "listener")))

@@ -16,7 +16,7 @@ func TestStopMentionsARestartSignalThatCameEarly(t *testing.T) {
 	g := handoff.Self()
 	defer g.Stop(false)
 	w := &waiter{p: &Process{Logger: log.New(&lines, "", 0)}, g: g, early: os.Interrupt}
-	if err := w.stop(false); err != nil {
+	if err := w.stop(false, false); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(lines.String(), "restart signal ignored"); n != 1 {

@@ -12,8 +12,8 @@ import (
 	"net"
 	"os"
 	"sync"
-	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/systemd"
 )
 
@@ -65,7 +65,7 @@ type Generation struct {
 	givenUp   bool // the predecessor no longer waits for us
 
 	taking    sync.Mutex // held while a batch is taken; guards what follows
-	receivers map[int]func([]*os.File)
+	receivers map[int]func([]*os.File, []Waiting)
 
 	telling sync.Mutex // states for the service manager, one at a time
 
@@ -96,7 +96,7 @@ func newGeneration() *Generation {
 		messengers: make(chan *messenger, 1),
 		toldToStop: make(chan struct{}),
 		states:     map[string][]byte{},
-		receivers:  map[int]func([]*os.File){},
+		receivers:  map[int]func([]*os.File, []Waiting){},
 		providers:  map[string]func() []byte{},
 	}
 }
@@ -146,8 +146,9 @@ func (g *Generation) Provide(name string, f func() []byte) {
 // Accept calls take with the connections of a listener that the predecessor
 // hands over; they are the receiver's then. They come as files, in non-blocking
 // mode: making a net.Conn of each takes longer than the predecessor should wait.
+// How long each has waited for its next request is nil if the predecessor does not say.
 // A nil take refuses them: once Accept has returned, no more will come.
-func (g *Generation) Accept(l net.Listener, take func([]*os.File)) {
+func (g *Generation) Accept(l net.Listener, take func([]*os.File, []Waiting)) {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
 	if s == nil || s.index < 0 {
 		return // opened here: the predecessor does not know it
@@ -290,11 +291,17 @@ type Drainer interface {
 	// Drain stops accepting and returns when no connection is left, or ctx is
 	// done. With a successor, it hands over what can be handed over, and Resume
 	// may follow; without one it is the end.
-	Drain(ctx context.Context, to *Successor) error
+	Drain(ctx context.Context, how Drain) error
 	// Resume undoes Drain: connections are accepted, again.
 	Resume()
-	// Active returns how many connections are open, and since when the oldest.
-	Active() (open int, oldest time.Time)
+	// Count returns how many connections are open, and what became of the others.
+	Count() accept.Count
+}
+
+// A Drain says how a listener is drained.
+type Drain struct {
+	To    *Successor // nil: nobody takes over
+	Quick bool       // nobody idle is waited for
 }
 
 // A Server is a Drainer that does the accepting itself.

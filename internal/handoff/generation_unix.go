@@ -417,7 +417,10 @@ func (g *Generation) takeConns(m *message) {
 		syscall.SetNonblock(fd, true)
 		conns[i] = os.NewFile(uintptr(fd), "connection")
 	}
-	take(conns)
+	if len(b.Waiting) != len(conns) {
+		b.Waiting = nil
+	}
+	take(conns, b.Waiting)
 }
 
 // sparedFDs is how many descriptors shall be left when connections are taken: to

@@ -328,7 +328,7 @@ func TestBatchesAreAnsweredOneByOne(t *testing.T) {
 	receiving(t, g, peer)
 	g.Take(func(*Socket) bool { return true })
 	taken := make(chan []net.Conn, 10)
-	g.Accept(l, func(files []*os.File) { taken <- connsOf(t, files) })
+	g.Accept(l, func(files []*os.File, _ []Waiting) { taken <- connsOf(t, files) })
 
 	offer := func(listener, n int, refused string) (clients []*net.TCPConn) {
 		t.Helper()
@@ -338,7 +338,7 @@ func TestBatchesAreAnsweredOneByOne(t *testing.T) {
 			clients, conns = append(clients, client), append(conns, server)
 		}
 		var b takenBody
-		offerTo(t, peer, connsBody{listener}, conns).receiveKind(t, kindTaken, &b)
+		offerTo(t, peer, connsBody{Listener: listener}, conns).receiveKind(t, kindTaken, &b)
 		if refused == "" && b.Error != "" || !strings.Contains(b.Error, refused) {
 			t.Errorf("answer %+v, want refused: %q", b, refused)
 		}
@@ -366,8 +366,8 @@ func TestAcceptIsForInheritedListenersOnly(t *testing.T) {
 	own, stranger := listenTCP(t), listenTCP(t)
 	g, _, _ := played(t)
 	g.Add(&Socket{Kind: Listener, Open: own})
-	g.Accept(own, func([]*os.File) {})
-	g.Accept(stranger, func([]*os.File) {})
+	g.Accept(own, func([]*os.File, []Waiting) {})
+	g.Accept(stranger, func([]*os.File, []Waiting) {})
 	if len(g.receivers) != 0 {
 		t.Errorf("%d receivers for listeners that the predecessor does not know", len(g.receivers))
 	}
@@ -384,7 +384,7 @@ func TestNothingIsTakenAfterRefusal(t *testing.T) {
 		go g.receive()
 		g.Take(func(*Socket) bool { return true })
 		var withdrawn atomic.Bool
-		g.Accept(l, func(conns []*os.File) {
+		g.Accept(l, func(conns []*os.File, _ []Waiting) {
 			if withdrawn.Load() {
 				t.Error("connections were taken by a receiver that was withdrawn")
 			}
@@ -415,7 +415,7 @@ func TestFullDescriptorTableRefusesTheBatch(t *testing.T) {
 			receiving(t, g, peer)
 			g.Take(func(*Socket) bool { return true })
 			taken := make(chan []*os.File, 1)
-			g.Accept(l, func(files []*os.File) { taken <- files })
+			g.Accept(l, func(files []*os.File, _ []Waiting) { taken <- files })
 			var clients, servers []*net.TCPConn
 			var conns []syscall.Conn
 			for range batch {

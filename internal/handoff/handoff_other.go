@@ -70,6 +70,6 @@ func (s *Successor) Stop()                        {}
 func (s *Successor) Stopping() bool               { return false }
 func (s *Successor) Status(string, bool)          {}
 
-func (s *Successor) Move(syscall.Conn, []syscall.Conn, time.Duration) error {
+func (s *Successor) Move(syscall.Conn, []syscall.Conn, []Waiting, time.Duration) error {
 	return errors.ErrUnsupported
 }

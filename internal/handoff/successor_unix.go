@@ -687,11 +687,12 @@ func (s *Successor) Status(text string, main bool) {
 }
 
 // Move hands connections of a listener over, at most MaxMove at a time, and
-// waits for the answer. After nil they are the successor's: close them here.
+// waits for the answer. The successor learns how long each has been waiting for its
+// next request. After nil they are the successor's: close them here.
 // After an error they are still ours, and nobody else reads them. That may be
 // ErrGone, or that one of them was closed: the others may be moved without it.
 // After the timeout no more can be moved.
-func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout time.Duration) error {
+func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, waiting []Waiting, timeout time.Duration) error {
 	if isClosed(s.heard) {
 		return ErrGone
 	}
@@ -710,7 +711,7 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout ti
 	}
 	defer answer.close()
 	err = withFDs(conns, func(fds []int) error {
-		return s.sendConns(connsBody{place}, append([]int{theirs}, fds...))
+		return s.sendConns(connsBody{place, waiting}, append([]int{theirs}, fds...))
 	})
 	syscall.Close(theirs)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -461,13 +462,36 @@ func checkAlive(t *testing.T, client, here net.Conn) {
 	}
 }
 
+func TestSuccessorLearnsHowLongConnectionsHaveWaited(t *testing.T) {
+	checkLeaks(t)
+	l := listenTCP(t)
+	s, g := newGenerations(t, l)
+	for _, want := range [][]Waiting{{{First: true, For: 1500}, {For: 20}}, nil} {
+		got := make(chan []Waiting, 1)
+		g.Accept(l, func(files []*os.File, w []Waiting) {
+			for _, f := range files {
+				f.Close()
+			}
+			got <- w
+		})
+		_, one := tcpPair(t, l)
+		_, other := tcpPair(t, l)
+		if err := s.Move(l, []syscall.Conn{one, other}, want, patience); err != nil {
+			t.Fatal(err)
+		}
+		if w := <-got; !slices.Equal(w, want) {
+			t.Errorf("the successor has got %+v, want %+v", w, want)
+		}
+	}
+}
+
 func TestConnectionsMoveInBatches(t *testing.T) {
 	checkLeaks(t)
 	listeners := []*net.TCPListener{listenTCP(t), listenTCP(t)}
 	s, g := newGenerations(t, listeners...)
 	taken := make(chan net.Conn, 1000)
 	for place, l := range listeners {
-		g.Accept(l, func(files []*os.File) {
+		g.Accept(l, func(files []*os.File, _ []Waiting) {
 			for _, c := range connsOf(t, files) {
 				if want := listeners[place].Addr().String(); c.LocalAddr().String() != want {
 					t.Errorf("a connection to %v has arrived at listener %s", c.LocalAddr(), want)
@@ -491,7 +515,7 @@ func TestConnectionsMoveInBatches(t *testing.T) {
 		moving.Add(1)
 		go func() {
 			defer moving.Done()
-			if err := s.Move(l, conns, patience); err != nil {
+			if err := s.Move(l, conns, nil, patience); err != nil {
 				t.Error(err)
 			}
 			for _, c := range servers {
@@ -533,9 +557,9 @@ func TestUnixConnectionsMove(t *testing.T) {
 	s.pass(t, l.(syscall.Conn), 0)
 	g.pool.used = []*Socket{{Kind: Listener, Open: l}}
 	arrived := make(chan []net.Conn, 1)
-	g.Accept(l, func(files []*os.File) { arrived <- connsOf(t, files) })
+	g.Accept(l, func(files []*os.File, _ []Waiting) { arrived <- connsOf(t, files) })
 	client, server := pair(t, l)
-	if err := s.Move(l.(syscall.Conn), []syscall.Conn{server.(syscall.Conn)}, patience); err != nil {
+	if err := s.Move(l.(syscall.Conn), []syscall.Conn{server.(syscall.Conn)}, nil, patience); err != nil {
 		t.Fatal(err)
 	}
 	conns := await(t, "the connection", arrived)
@@ -553,15 +577,15 @@ func TestUnixConnectionsMove(t *testing.T) {
 func TestRefusedConnectionsStay(t *testing.T) {
 	l, other := listenTCP(t), listenTCP(t)
 	s, g := newGenerations(t, l)
-	g.Accept(l, func([]*os.File) { t.Error("taken all the same") })
+	g.Accept(l, func([]*os.File, []Waiting) { t.Error("taken all the same") })
 	g.Accept(l, nil)
 	client, server := tcpPair(t, l)
 	for range 3 { // each batch gets its own answer
-		if err := s.Move(l, []syscall.Conn{server}, patience); err == nil || !strings.Contains(err.Error(), "listener 0") {
+		if err := s.Move(l, []syscall.Conn{server}, nil, patience); err == nil || !strings.Contains(err.Error(), "listener 0") {
 			t.Errorf("error %v, want one that names the listener", err)
 		}
 	}
-	if err := s.Move(other, []syscall.Conn{server}, patience); err == nil {
+	if err := s.Move(other, []syscall.Conn{server}, nil, patience); err == nil {
 		t.Error("connections of a listener that the successor does not have were moved")
 	}
 	checkAlive(t, client, server)
@@ -571,15 +595,15 @@ func TestClosedConnectionIsNamedAndTheOthersStay(t *testing.T) {
 	l := listenTCP(t)
 	s, g := newGenerations(t, l)
 	taken := make(chan []net.Conn, 1)
-	g.Accept(l, func(files []*os.File) { taken <- connsOf(t, files) })
+	g.Accept(l, func(files []*os.File, _ []Waiting) { taken <- connsOf(t, files) })
 	client, server := tcpPair(t, l)
 	_, closed := tcpPair(t, l)
 	closed.Close()
-	if err := s.Move(l, []syscall.Conn{server, closed}, patience); !errors.Is(err, net.ErrClosed) {
+	if err := s.Move(l, []syscall.Conn{server, closed}, nil, patience); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("error %v, want net.ErrClosed", err)
 	}
 	checkAlive(t, client, server)
-	if err := s.Move(l, []syscall.Conn{server}, patience); err != nil {
+	if err := s.Move(l, []syscall.Conn{server}, nil, patience); err != nil {
 		t.Fatalf("without the closed one: %v", err)
 	}
 	server.Close()
@@ -623,14 +647,14 @@ func TestConnectionsStayIfTheSuccessorVanishes(t *testing.T) {
 				vanish(peer)
 			}()
 			within(t, "Move", func() {
-				if err := s.Move(l, []syscall.Conn{server}, patience); !errors.Is(err, ErrGone) {
+				if err := s.Move(l, []syscall.Conn{server}, nil, patience); !errors.Is(err, ErrGone) {
 					t.Errorf("error %v, want ErrGone", err)
 				}
 			})
 			<-gone
 			within(t, "Move once it is gone", func() {
 				await(t, "its last word", s.heard)
-				if err := s.Move(l, []syscall.Conn{server}, patience); !errors.Is(err, ErrGone) {
+				if err := s.Move(l, []syscall.Conn{server}, nil, patience); !errors.Is(err, ErrGone) {
 					t.Errorf("error %v, want ErrGone", err)
 				}
 			})
@@ -652,7 +676,7 @@ func TestMoveEndsWhenTheControlSocketBreaks(t *testing.T) {
 		go s.receive()
 		go theirs.conn.Write([]byte("nonsense")) // the other end stays open
 		moved := make(chan error, 1)
-		go func() { moved <- s.Move(l, []syscall.Conn{server}, patience) }()
+		go func() { moved <- s.Move(l, []syscall.Conn{server}, nil, patience) }()
 		select {
 		case err := <-moved:
 			if !errors.Is(err, ErrGone) {
@@ -672,7 +696,7 @@ func TestAnswerAfterTheTimeoutDoesNotCount(t *testing.T) {
 	s.pass(t, l, 0)
 	client, server := tcpPair(t, l)
 	moved := make(chan error, 1)
-	go func() { moved <- s.Move(l, []syscall.Conn{server}, 100*time.Millisecond) }()
+	go func() { moved <- s.Move(l, []syscall.Conn{server}, nil, 100*time.Millisecond) }()
 	m := peer.receiveKind(t, kindConns, nil)
 	select {
 	case err := <-moved:
