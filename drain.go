@@ -47,8 +47,8 @@ func (l *loop) beginHooks() (called <-chan struct{}) {
 
 // setDraining lets Close of our own listeners return at once: Wait is what waits.
 func (l *loop) setDraining(draining bool) {
-	for _, listener := range l.listeners {
-		if own, ok := listener.(*listenerCounter); ok {
+	for _, ln := range l.listeners {
+		if own, ok := ln.(*listener); ok {
 			own.draining.Store(draining)
 		}
 	}
@@ -72,11 +72,11 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	l.progress = progress{}
 	called := l.beginHooks()
 	drains := make([]func() error, 0, len(l.listeners)+2)
-	for _, listener := range l.listeners {
-		if d, ok := listener.(drainer); ok {
+	for _, ln := range l.listeners {
+		if d, ok := ln.(drainer); ok {
 			drains = append(drains, func() error { return d.Drain(ctx, handoff.Drain{To: s, Quick: quick}) })
 		} else {
-			drains = append(drains, func() error { return closeWithin(ctx, listener) })
+			drains = append(drains, func() error { return closeWithin(ctx, ln) })
 		}
 	}
 	drains = append(drains, func() error { return l.p.moved.drain(ctx, l.g.Predecessor, s != nil) })
@@ -162,14 +162,14 @@ func (l *loop) refuse() { l.closeAll(true) }
 // closeAll ends the Accept calls of what was only paused. If connections are
 // left, Close goes on waiting for them, but we do not.
 func (l *loop) closeAll(left bool) {
-	for _, listener := range l.listeners {
-		if _, ok := listener.(drainer); !ok {
+	for _, ln := range l.listeners {
+		if _, ok := ln.(drainer); !ok {
 			continue
 		}
 		if left {
-			go listener.Close()
+			go ln.Close()
 		} else {
-			listener.Close()
+			ln.Close()
 		}
 	}
 }
@@ -179,8 +179,8 @@ func (l *loop) closeAll(left bool) {
 func (l *loop) resume() (lost int, accepting bool) {
 	l.hooked = false
 	l.setDraining(false)
-	for _, listener := range l.listeners {
-		if d, ok := listener.(drainer); ok && d.Resume() {
+	for _, ln := range l.listeners {
+		if d, ok := ln.(drainer); ok && d.Resume() {
 			accepting = true
 		} else {
 			lost++

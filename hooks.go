@@ -1,27 +1,15 @@
 package grace
 
 import (
-	"fmt"
-	"runtime/debug"
 	"time"
+
+	"github.com/facebookgo/grace/internal/handoff"
 )
 
 // call calls a hook in a goroutine of its own, and closes the channel when it has
 // returned, however that was. What it returns, or why it did not, is then in err.
 func (p *Process) call(name string, hook func() error) (done <-chan struct{}, err *error) {
-	returned := make(chan struct{})
-	result := fmt.Errorf("%s: %w", name, errHookExited)
-	go func() {
-		defer close(returned)
-		defer func() {
-			if r := recover(); r != nil {
-				result = fmt.Errorf("%s: panic: %v", name, r)
-				p.logf("%v\n%s", result, debug.Stack())
-			}
-		}()
-		result = hook()
-	}()
-	return returned, &result
+	return handoff.Call(p.Logger, name, hook)
 }
 
 // hook calls a hook that nobody needs an answer from; Wait waits for it at the end.

@@ -30,22 +30,22 @@ import (
 // CloseWrite, SyscallConn and the rest. A connection of any other type is only a
 // net.Conn. A Listener that NewListener has made is returned as it is.
 func NewListener(l Listener) Listener {
-	if l, ok := l.(*listenerCounter); ok {
+	if l, ok := l.(*listener); ok {
 		return l
 	}
-	return &listenerCounter{Listener: l, gate: accept.New(l)}
+	return &listener{Listener: l, open: accept.New(l)}
 }
 
-// A listenerCounter is a Listener that counts. Its methods beyond that interface are
+// A listener is a Listener that counts. Its methods beyond that interface are
 // for Process.
-type listenerCounter struct {
+type listener struct {
 	Listener
-	gate     *accept.Gate
+	open     *accept.Listener
 	draining atomic.Bool // Wait waits for the connections
 }
 
-func (l *listenerCounter) Accept() (net.Conn, error) {
-	c, err := l.gate.Accept()
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.open.Accept()
 	if errors.Is(err, net.ErrClosed) {
 		return nil, ErrAlreadyClosed
 	}
@@ -55,34 +55,31 @@ func (l *listenerCounter) Accept() (net.Conn, error) {
 	return l.count(c), nil
 }
 
-func (l *listenerCounter) Close() error {
-	err := l.gate.Close()
+func (l *listener) Close() error {
+	err := l.open.Close()
 	if !l.draining.Load() {
-		l.gate.Wait(context.Background())
+		l.open.Wait(context.Background())
 	}
 	return err
 }
 
 // Drain implements drainer. The socket stays open for Resume if there
 // is a successor that serves on it.
-func (l *listenerCounter) Drain(ctx context.Context, how handoff.Drain) error {
-	if how.To == nil || !how.To.Keeps(l) || !l.gate.Pause() {
-		if err := l.gate.Close(); err != nil {
+func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
+	if how.To == nil || !how.To.Keeps(l) || !l.open.Pause() {
+		if err := l.open.Close(); err != nil {
 			return err
 		}
 	}
-	return l.gate.Wait(ctx)
+	return l.open.Wait(ctx)
 }
 
-func (l *listenerCounter) Resume() bool { return l.gate.Resume() }
+func (l *listener) Resume() bool { return l.open.Resume() }
 
-func (l *listenerCounter) Count() (c accept.Count) {
-	c.Open, c.Oldest = l.gate.Active()
-	return c
-}
+func (l *listener) Count() accept.Count { return l.open.Count() }
 
 // SyscallConn gives access to the descriptor without a copy.
-func (l *listenerCounter) SyscallConn() (syscall.RawConn, error) {
+func (l *listener) SyscallConn() (syscall.RawConn, error) {
 	if c, ok := l.Listener.(syscall.Conn); ok {
 		return c.SyscallConn()
 	}
@@ -90,7 +87,7 @@ func (l *listenerCounter) SyscallConn() (syscall.RawConn, error) {
 }
 
 // SetDeadline bounds the calls of Accept, as (*net.TCPListener).SetDeadline.
-func (l *listenerCounter) SetDeadline(t time.Time) error {
+func (l *listener) SetDeadline(t time.Time) error {
 	if d, ok := l.Listener.(interface{ SetDeadline(time.Time) error }); ok {
 		return d.SetDeadline(t)
 	}
@@ -98,7 +95,7 @@ func (l *listenerCounter) SetDeadline(t time.Time) error {
 }
 
 // SetUnlinkOnClose is (*net.UnixListener).SetUnlinkOnClose.
-func (l *listenerCounter) SetUnlinkOnClose(unlink bool) {
+func (l *listener) SetUnlinkOnClose(unlink bool) {
 	if u, ok := l.Listener.(interface{ SetUnlinkOnClose(bool) }); ok {
 		u.SetUnlinkOnClose(unlink)
 	}
@@ -110,52 +107,52 @@ func (l *listenerCounter) SetUnlinkOnClose(unlink bool) {
 type tcpConn struct {
 	*net.TCPConn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 type unixConn struct {
 	*net.UnixConn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 type otherConn struct {
 	net.Conn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 // count enters a connection that was just accepted.
-func (l *listenerCounter) count(c net.Conn) net.Conn { return countIn(l.gate, l.gate.Admit, c) }
+func (l *listener) count(c net.Conn) net.Conn { return countIn(l.open, l.open.Admit, c) }
 
-func countIn(gate *accept.Gate, enter func(*accept.Entry), c net.Conn) net.Conn {
+func countIn(from *accept.Listener, enter func(*accept.Entry), c net.Conn) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		counted := &tcpConn{TCPConn: c, gate: gate}
+		counted := &tcpConn{TCPConn: c, from: from}
 		enter(&counted.entry)
 		return counted
 	case *net.UnixConn:
-		counted := &unixConn{UnixConn: c, gate: gate}
+		counted := &unixConn{UnixConn: c, from: from}
 		enter(&counted.entry)
 		return counted
 	default:
-		counted := &otherConn{Conn: c, gate: gate}
+		counted := &otherConn{Conn: c, from: from}
 		enter(&counted.entry)
 		return counted
 	}
 }
 
 func (c *tcpConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.TCPConn.Close()
 }
 
 func (c *unixConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.UnixConn.Close()
 }
 
 func (c *otherConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.Conn.Close()
 }

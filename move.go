@@ -49,8 +49,8 @@ func Move(c net.Conn, state []byte) error { return std.Move(c, state) }
 // predecessor are counted, and those that go to a successor travel together.
 type movedConns struct {
 	once    sync.Once
-	open    *accept.Gate // without a listener
-	mu      sync.Mutex   // guards what follows
+	open    *accept.Listener // of none that accepts
+	mu      sync.Mutex       // guards what follows
 	waiting []*moving
 	sending bool
 	gone    int // how many the successor has taken
@@ -63,13 +63,13 @@ type moving struct {
 	err   chan error
 }
 
-func (m *movedConns) gate() *accept.Gate {
+func (m *movedConns) list() *accept.Listener {
 	m.once.Do(func() { m.open = accept.New(nil) })
 	return m.open
 }
 
-func (m *movedConns) count() (c accept.Count) {
-	c.Open, c.Oldest = m.gate().Active()
+func (m *movedConns) count() accept.Count {
+	c := m.list().Count()
 	m.mu.Lock()
 	c.Moved = m.gone
 	m.mu.Unlock()
@@ -84,7 +84,7 @@ func (m *movedConns) drain(ctx context.Context, p *handoff.Predecessor, moves bo
 	} else if p.HasOnMove() {
 		waitFor(ctx, p.Drained())
 	}
-	return m.gate().Wait(ctx)
+	return m.list().Wait(ctx)
 }
 
 func (m *movedConns) move(c net.Conn, state []byte) error {
@@ -176,6 +176,6 @@ func (m *movedConns) offer(batch []*moving) error {
 // receiveMoved gives OnMove a connection of the predecessor's. It is counted until it is
 // closed.
 func (p *Process) receiveMoved(c net.Conn, state []byte) {
-	counted := countIn(p.moved.gate(), p.moved.gate().Add, c)
+	counted := countIn(p.moved.list(), p.moved.list().Add, c)
 	_, _ = p.call("OnMove", func() error { p.OnMove(counted, state); return nil })
 }

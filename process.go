@@ -2,7 +2,6 @@ package grace
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -192,6 +191,3 @@ func (p *Process) startTimeout() time.Duration {
 	}
 	return p.StartTimeout
 }
-
-// errHookExited is why a hook has no result.
-var errHookExited = errors.New("it has called runtime.Goexit")

@@ -211,8 +211,8 @@ func (l *loop) run() error {
 // this process is ready.
 func (l *loop) serve() error {
 	var servers []server
-	for _, listener := range l.listeners {
-		if s, ok := listener.(server); ok {
+	for _, ln := range l.listeners {
+		if s, ok := ln.(server); ok {
 			servers = append(servers, s)
 		}
 	}
@@ -456,8 +456,8 @@ func (l *loop) stop(quick bool) {
 	l.p.logf("lame duck: pid %d serves on for %v, and tells its clients", pid(), l.p.LameDuck)
 	l.g.Manager.Tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.Patience))
 	l.beginHooks()
-	for _, listener := range l.listeners {
-		if s, ok := listener.(interface{ LameDuck(time.Duration) }); ok {
+	for _, ln := range l.listeners {
+		if s, ok := ln.(interface{ LameDuck(time.Duration) }); ok {
 			s.LameDuck(l.p.LameDuck)
 		}
 	}

@@ -22,8 +22,9 @@ func (g *Generation) State(name string) []byte {
 // Receive calls take with the connections of a listener that the predecessor
 // hands over; they are the receiver's then. They come as files, in non-blocking
 // mode: making a net.Conn of each takes longer than the predecessor should wait.
+// How long each has waited for its next request is nil if the predecessor does not say.
 // A nil take refuses them: once Receive has returned, no more will come.
-func (g *Generation) Receive(l net.Listener, take func([]*os.File)) {
+func (g *Generation) Receive(l net.Listener, take func([]*os.File, []Waiting)) {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
 	if s != nil && s.index >= 0 && g.Predecessor != nil { // else the predecessor does not know it
 		g.Predecessor.receiver(s.index, take)

@@ -30,24 +30,24 @@ type Status struct {
 	Main bool
 }
 
-func (g *Generation) load()                                          { g.Manager = &Manager{} }
-func (g *Generation) State(string) []byte                            { return nil }
-func (g *Generation) Receive(net.Listener, func([]*os.File))         {}
-func (g *Generation) Ready() error                                   { return nil }
-func (g *Generation) WaitLegacy(context.Context) error               { return nil }
-func (g *Generation) StartAlone() (int, error)                       { return 0, errUnsupported }
-func (g *Generation) Start([]net.Listener, bool) (*Successor, error) { return nil, errUnsupported }
-func (g *Generation) unmanageable() error                            { return errUnsupported }
-func (p *Predecessor) Gone() <-chan struct{}                         { return closed }
-func (p *Predecessor) Drained() <-chan struct{}                      { return closed }
-func (p *Predecessor) Stop() <-chan struct{}                         { return nil }
-func (p *Predecessor) Statuses() <-chan Status                       { return nil }
-func (p *Predecessor) HasOnMove() bool                               { return false }
-func (p *Predecessor) OnMove(func(net.Conn, []byte))                 {}
-func (p *Predecessor) Waiting()                                      {}
-func (p *Predecessor) StepDown(bool)                                 {}
-func (p *Predecessor) ServeAgain()                                   {}
-func (p *Predecessor) Flush(time.Duration)                           {}
+func (g *Generation) load()                                             { g.Manager = &Manager{} }
+func (g *Generation) State(string) []byte                               { return nil }
+func (g *Generation) Receive(net.Listener, func([]*os.File, []Waiting)) {}
+func (g *Generation) Ready() error                                      { return nil }
+func (g *Generation) WaitLegacy(context.Context) error                  { return nil }
+func (g *Generation) StartAlone() (int, error)                          { return 0, errUnsupported }
+func (g *Generation) Start([]net.Listener, bool) (*Successor, error)    { return nil, errUnsupported }
+func (g *Generation) unmanageable() error                               { return errUnsupported }
+func (p *Predecessor) Gone() <-chan struct{}                            { return closed }
+func (p *Predecessor) Drained() <-chan struct{}                         { return closed }
+func (p *Predecessor) Stop() <-chan struct{}                            { return nil }
+func (p *Predecessor) Statuses() <-chan Status                          { return nil }
+func (p *Predecessor) HasOnMove() bool                                  { return false }
+func (p *Predecessor) OnMove(func(net.Conn, []byte))                    {}
+func (p *Predecessor) Waiting()                                         {}
+func (p *Predecessor) StepDown(bool)                                    {}
+func (p *Predecessor) ServeAgain()                                      {}
+func (p *Predecessor) Flush(time.Duration)                              {}
 
 type Manager struct{ Watchdog time.Duration }
 
@@ -99,8 +99,10 @@ func (s *Successor) DropPaths()              {}
 func (s *Successor) Keeps(syscall.Conn) bool { return true }
 func (s *Successor) Moves() bool             { return false }
 
-func (s *Successor) Move(syscall.Conn, []syscall.Conn, time.Duration) error { return errUnsupported }
-func (s *Successor) MoveOwn([]syscall.Conn, [][]byte, time.Duration) error  { return errUnsupported }
+func (s *Successor) Move(syscall.Conn, []syscall.Conn, []Waiting, time.Duration) error {
+	return errUnsupported
+}
+func (s *Successor) MoveOwn([]syscall.Conn, [][]byte, time.Duration) error { return errUnsupported }
 
 // Program0 is the command line's first word.
 func Program0() string { return os.Args[0] }

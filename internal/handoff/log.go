@@ -1,8 +1,10 @@
 package handoff
 
 import (
+	"errors"
 	"fmt"
 	"log"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -84,4 +86,26 @@ func FlushLog(timeout time.Duration) {
 	case <-idle:
 	case <-timer.C:
 	}
+}
+
+// errExited is why a hook has no result.
+var errExited = errors.New("it has called runtime.Goexit")
+
+// Call calls a hook in a goroutine of its own, and closes the channel when it has
+// returned, however that was. What it returns, or why it did not, is then in err; a panic
+// is logged with its stack.
+func Call(to *log.Logger, name string, hook func() error) (done <-chan struct{}, err *error) {
+	returned := make(chan struct{})
+	result := fmt.Errorf("%s: %w", name, errExited)
+	go func() {
+		defer close(returned)
+		defer func() {
+			if r := recover(); r != nil {
+				result = fmt.Errorf("%s: panic: %v", name, r)
+				Logf(to, "%v\n%s", result, debug.Stack())
+			}
+		}()
+		result = hook()
+	}()
+	return returned, &result
 }

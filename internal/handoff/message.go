@@ -76,7 +76,14 @@ type stateBody struct {
 }
 
 type connsBody struct {
-	Listener int // its place in LISTEN_FDS
+	Listener int       // its place in LISTEN_FDS
+	Waiting  []Waiting `json:",omitempty"` // one for each connection
+}
+
+// Waiting is how long a connection has waited for its next request.
+type Waiting struct {
+	First bool  `json:",omitempty"` // it has brought none yet
+	For   int64 `json:",omitempty"` // milliseconds
 }
 
 type takenBody struct {

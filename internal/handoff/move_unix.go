@@ -30,11 +30,12 @@ const canMove = runtime.GOOS == "linux"
 var errNoMove = fmt.Errorf("moving connections on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 
 // Move hands connections of a listener over, at most MaxMove at a time, and
-// waits for the answer. After nil they are the successor's: close them here.
+// waits for the answer. The successor learns how long each has been waiting for its
+// next request. After nil they are the successor's: close them here.
 // After an error they are still ours, and nobody else reads them. That may be
 // ErrGone, or that one of them was closed: the others may be moved without it.
 // After the timeout no more can be moved.
-func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout time.Duration) error {
+func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, waiting []Waiting, timeout time.Duration) error {
 	place, ok, err := s.place(listener)
 	if err != nil {
 		return errors.New("the listener is closed")
@@ -42,7 +43,7 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, timeout ti
 	if !ok {
 		return errors.New("the successor does not have this listener")
 	}
-	return s.offer(kindConns, connsBody{place}, conns, timeout)
+	return s.offer(kindConns, connsBody{place, waiting}, conns, timeout)
 }
 
 // MoveOwn hands connections of the program's own over, as Move does, each with what the
@@ -153,7 +154,10 @@ func (p *Predecessor) takeConns(m *message) {
 		refusal = fmt.Sprintf("nobody serves listener %d any more", b.Listener)
 	}
 	if conns := m.take(refusal); conns != nil {
-		take(conns)
+		if len(b.Waiting) != len(conns) {
+			b.Waiting = nil
+		}
+		take(conns, b.Waiting)
 	}
 }
 

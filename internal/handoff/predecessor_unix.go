@@ -38,7 +38,7 @@ type Predecessor struct {
 	givenUp   bool // it no longer waits for us
 
 	taking    sync.Mutex // held while a batch is taken; guards what follows
-	receivers map[int]func([]*os.File)
+	receivers map[int]func([]*os.File, []Waiting)
 	onMove    func(net.Conn, []byte)
 }
 
@@ -58,7 +58,7 @@ func newPredecessor(g *Generation, c *control) *Predecessor {
 		stop:      make(chan struct{}),
 		status:    make(chan Status, 1),
 		states:    map[string][]byte{},
-		receivers: map[int]func([]*os.File){},
+		receivers: map[int]func([]*os.File, []Waiting){},
 	}
 	if p.Pid == 0 {
 		p.Pid = g.ppid
@@ -271,7 +271,7 @@ func (p *Predecessor) Flush(timeout time.Duration) {
 }
 
 // receiver lets take have the connections of one of its listeners; nil refuses them.
-func (p *Predecessor) receiver(index int, take func([]*os.File)) {
+func (p *Predecessor) receiver(index int, take func([]*os.File, []Waiting)) {
 	p.taking.Lock()
 	defer p.taking.Unlock()
 	if take != nil {

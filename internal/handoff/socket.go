@@ -81,13 +81,7 @@ func (s *Socket) keepPath(keep bool) {
 }
 
 // keepPath says whether closing a listener shall leave a unix socket's path.
-func keepPath(l any, keep bool) {
-	if l, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok {
-		accept.Closing.Lock()
-		defer accept.Closing.Unlock()
-		l.SetUnlinkOnClose(!keep)
-	}
-}
+func keepPath(l any, keep bool) { accept.SetUnlinkOnClose(l, !keep) }
 
 // A pool holds the sockets of a generation: inherited ones until somebody asks
 // for them, and all that are in use, for the successor.
