@@ -1251,52 +1251,34 @@ func TestDeadlineErrorsAreThoseOfPackageNet(t *testing.T) {
 // can neither move nor end between two. From the middle of the drain on it is told.
 func TestConnectionThatIsNeverIdleIsTold(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		name string
-		to   func(g *generation) *drain // nil: a drain that moves nothing
-	}{
-		{"moving", func(g *generation) *drain { return g.moveBy(t, func([]syscall.Conn) error { return nil }) }},
-		{"not moving", nil},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			begun, next := make(chan bool, 10), make(chan bool)
-			g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				io.Copy(io.Discard, r.Body)
-				begun <- true
-				<-next
-				fmt.Fprint(w, "done")
-			})}, time.Hour)
-			c := connect(t, g)
-			post := "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody\r\n" // with a line break, as some do
-			c.send(post)
-			within(t, begun, "the request")
-			var d *drain
-			if test.to != nil {
-				d = test.to(g)
-			} else {
-				g.begin(t, handOver)
-				d = g.draining.Load()
-			}
-			ask := func() *http.Response {
-				c.send(post)
-				driver.Eventually(t, "the next request to arrive", g.listener.Entries()[0].Conn.(*conn).hasInput)
-				next <- true
-				return c.expect("done")
-			}
-			for range 3 {
-				if resp := ask(); resp.Close {
-					t.Fatal("the client is told while its next request is here")
-				}
-			}
-			late := &drain{server: g.server, mover: d.mover, grace: d.grace, begin: d.begin, middle: time.Now()}
-			late.pace.Store(d.pace.Load())
-			g.draining.Store(late)
-			if resp := ask(); !resp.Close {
-				t.Error("the client is not told after the middle of the drain")
-			}
-			close(next)
-		})
+	begun, next := make(chan bool, 10), make(chan bool)
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		begun <- true
+		<-next
+		fmt.Fprint(w, "done")
+	})}, time.Hour)
+	defer close(next)
+	c := connect(t, g)
+	post := "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody\r\n" // with a line break, as some do
+	c.send(post)
+	within(t, begun, "the request")
+	d := g.moveBy(t, func([]syscall.Conn) error { return nil })
+	ask := func() *http.Response {
+		c.send(post)
+		next <- true
+		return c.expect("done")
+	}
+	for range 3 {
+		if resp := ask(); resp.Close {
+			t.Fatal("the client of a connection that is to move is told early in the drain")
+		}
+	}
+	late := &drain{server: g.server, mover: d.mover, grace: d.grace, begin: d.begin, middle: time.Now()}
+	late.pace.Store(d.pace.Load())
+	g.draining.Store(late)
+	if resp := ask(); !resp.Close {
+		t.Error("the client is not told after the middle of the drain")
 	}
 }
 
