@@ -11,12 +11,16 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // How a server may end: without a successor, and with one that takes no
@@ -1240,5 +1244,214 @@ func TestDeadlineErrorsAreThoseOfPackageNet(t *testing.T) {
 		t.Error("a closed connection has a deadline")
 	} else if _, ok := err.(net.Error); !ok {
 		t.Errorf("%T, want a net.Error", err)
+	}
+}
+
+// A connection whose next request is there before its handler returns is never idle: it
+// can neither move nor end between two. From the middle of the drain on it is told.
+func TestConnectionThatIsNeverIdleIsTold(t *testing.T) {
+	t.Parallel()
+	begun, next := make(chan bool, 10), make(chan bool)
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		begun <- true
+		<-next
+		fmt.Fprint(w, "done")
+	})}, time.Hour)
+	defer close(next)
+	c := connect(t, g)
+	post := "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody\r\n" // with a line break, as some do
+	c.send(post)
+	within(t, begun, "the request")
+	d := g.moveBy(t, func([]syscall.Conn) error { return nil })
+	ask := func() *http.Response {
+		c.send(post)
+		next <- true
+		return c.expect("done")
+	}
+	for range 3 {
+		if resp := ask(); resp.Close {
+			t.Fatal("the client of a connection that is to move is told early in the drain")
+		}
+	}
+	late := &drain{server: g.server, mover: d.mover, grace: d.grace, begin: d.begin, middle: time.Now()}
+	late.pace.Store(d.pace.Load())
+	g.draining.Store(late)
+	if resp := ask(); !resp.Close {
+		t.Error("the client is not told after the middle of the drain")
+	}
+}
+
+// Some clients ask for an upgrade in each request. Only an answer 101 is one.
+func TestClientThatAlwaysAsksForAnUpgradeIsTold(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/upgrade" {
+				w.Header().Set("Connection", "Upgrade")
+				w.Header().Set("Upgrade", "echo")
+				w.WriteHeader(http.StatusSwitchingProtocols)
+			}
+		})}, time.Hour)
+		upgraded, c := connect(t, g), connect(t, g)
+		g.begin(t, to)
+		const header = " HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2\r\n\r\n"
+		c.send("GET /" + header)
+		if resp := c.expect(""); !resp.Close {
+			t.Error("the answer does not say Connection: close")
+		}
+		upgraded.send("GET /upgrade" + header)
+		if resp, err := http.ReadResponse(upgraded.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("Connection") != "Upgrade" {
+			t.Errorf("answer to an upgrade: %v, %v", resp, err)
+		}
+	}
+}
+
+// net/http would answer this by itself, and tell nobody.
+func TestOptionsAnswerTellsItsClient(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		own := serveKind(t, kind, &http.Server{Handler: named("server"), DisableGeneralOptionsHandler: true}, time.Hour)
+		c, toHandler := connect(t, g), connect(t, own)
+		const options = "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"
+		c.send(options)
+		if resp := c.expect(""); resp.Header.Get("Content-Length") != "0" {
+			t.Errorf("%s: the answer has %v", kind, resp.Header)
+		}
+		toHandler.send(options)
+		toHandler.expect("server * 0")
+		g.begin(t, handOver)
+		c.send(options)
+		if resp := c.expect(""); !resp.Close {
+			t.Errorf("%s: the answer in a drain does not say Connection: close", kind)
+		}
+	}
+}
+
+// A deadline that the program sets on an idle connection is the program's: the
+// connection is idle all the same.
+func TestDeadlineOfTheProgramKeepsNoConnection(t *testing.T) {
+	t.Parallel()
+	for _, deadline := range []time.Duration{0, time.Hour, 300 * time.Millisecond} {
+		for _, kind := range kinds {
+			t.Run(fmt.Sprintf("%s %v", kind, deadline), func(t *testing.T) {
+				t.Parallel()
+				const grace = time.Second
+				conns := make(chan net.Conn, 1)
+				asks := make(chan int, 10)
+				g := serveKind(t, kind, &http.Server{Handler: named("server"), ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+					(&tap{asks: asks}).on(c)
+					conns <- c
+					return ctx
+				}}, grace)
+				set := func(c net.Conn) {
+					at := time.Time{}
+					if deadline > 0 {
+						at = time.Now().Add(deadline)
+					}
+					c.SetReadDeadline(at)
+				}
+				c := connect(t, g)
+				c.send(get)
+				c.expect("server / 0")
+				theirs := within(t, conns, "the connection")
+				driver.Eventually(t, "the server to wait for a request", func() bool { return coreOf(theirs).is(waiting) })
+				set(theirs)
+				start := time.Now()
+				drained, _ := g.begin(t, handOver)
+				set(theirs) // also while the drain's deadline is set
+				c.expectEnd()
+				want := grace
+				if deadline > 0 {
+					want = min(want, deadline)
+				}
+				if lasted := time.Since(start); lasted < want-50*time.Millisecond || lasted > want+grace/2 {
+					t.Errorf("the connection has ended after %v, want %v", lasted, want)
+				}
+				if err := within(t, drained, "the drain's end"); err != nil {
+					t.Errorf("Drain: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// To close a connection with unread input would reset it, and destroy what the client has
+// not received.
+func TestLastAnswerArrivesThoughTheClientSendsOn(t *testing.T) {
+	t.Parallel()
+	const size = 1_500_000
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, strings.Repeat("x", size))
+			})}, time.Hour)
+			c := connect(t, g)
+			if kind == "tls" {
+				c.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n") // the handshake
+				http.ReadResponse(c.answers, &http.Request{Method: "HEAD"})
+			}
+			drained, _ := g.begin(t, handOver)
+			g.draining.Load().middle = time.Now().Add(-time.Hour)
+			c.send(get)
+			sent := make(chan bool)
+			go func() {
+				defer close(sent)
+				for range 20 {
+					io.WriteString(c.Conn, strings.Repeat(get, 100))
+				}
+			}()
+			resp, err := http.ReadResponse(c.answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-sent
+			body, err := io.ReadAll(resp.Body)
+			if len(body) != size || err != nil || !resp.Close {
+				t.Errorf("the last answer brings %d of %d bytes, %v", len(body), size, err)
+			}
+			c.Close()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// OnDrain is a place where programs end what they can: what net/http would close there
+// is ended by the drain, and the keep-alives are back if the successor fails.
+func TestProgramsSetKeepAlivesEnabledIsHarmless(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"tcp", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			srv := &http.Server{Handler: named("server")}
+			g := serveKind(t, kind, srv, time.Hour)
+			used, other := connect(t, g), connect(t, g)
+			for _, c := range []*client{used, other} {
+				c.send(get)
+				c.expect("server / 0")
+			}
+			driver.Eventually(t, "the server to wait for requests", func() bool {
+				return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(waiting) })
+			})
+			drained, cancel := g.begin(t, handOver)
+			srv.SetKeepAlivesEnabled(false)
+			used.send(get)
+			if resp := used.expect("server / 0"); !resp.Close {
+				t.Error("the answer does not say Connection: close")
+			}
+			cancel()
+			within(t, drained, "the drain's end")
+			g.Resume()
+			for range 2 {
+				other.send(get)
+				if resp := other.expect("server / 0"); resp.Close {
+					t.Error("the answer after the drain says Connection: close")
+				}
+			}
+		})
 	}
 }

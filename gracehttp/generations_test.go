@@ -37,8 +37,15 @@ type generation struct {
 	closed   chan bool  // and in StateClosed
 }
 
-// serveGeneration serves srv on a new socket.
+// serveGeneration serves srv on a new socket, until the test's end.
 func serveGeneration(t *testing.T, network string, srv *http.Server, idleGrace time.Duration) *generation {
+	t.Helper()
+	g := newGeneration(t, network, srv, idleGrace)
+	t.Cleanup(g.cut)
+	return g
+}
+
+func newGeneration(t testing.TB, network string, srv *http.Server, idleGrace time.Duration) *generation {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {
@@ -77,12 +84,11 @@ func serveGeneration(t *testing.T, network string, srv *http.Server, idleGrace t
 	go func() { g.served <- g.server.Serve(func() { close(accepting) }) }()
 	within(t, accepting, "the server to accept")
 	g.server.Resume()
-	t.Cleanup(g.cut)
 	return g
 }
 
 // testLog returns a logger whose lines are shown if the test fails.
-func testLog(t *testing.T) *log.Logger {
+func testLog(t testing.TB) *log.Logger {
 	lines := &lockedBuffer{}
 	t.Cleanup(func() {
 		if t.Failed() && lines.String() != "" {
@@ -303,7 +309,7 @@ func (c *client) expectEnd() {
 }
 
 // within fails the test if what does not happen in time.
-func within[T any](t *testing.T, c <-chan T, what string) T {
+func within[T any](t testing.TB, c <-chan T, what string) T {
 	t.Helper()
 	select {
 	case v := <-c:
