@@ -212,6 +212,117 @@ func TestUnixPathsOfAKilledProcessAreReplaced(t *testing.T) {
 	}
 }
 
+// A socket whose path leads nowhere, or to another's, is not what was asked for.
+func TestUnixPathThatNoLongerLeadsToItsSocketIsBoundAnew(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
+		for name, lose := range map[string]func(t *testing.T, path string){
+			"removed": func(*testing.T, string) {},
+			"left behind by another": func(t *testing.T, path string) {
+				leaveBehind(t, network, path)
+			},
+		} {
+			t.Run(network+" "+name, func(t *testing.T) {
+				t.Parallel()
+				path := filepath.Join(t.TempDir(), "s")
+				s, p := start(t, driver.NewFaults(t), network+"="+path)
+				p = restart(t, s, p, 2) // which has inherited what it passes on
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				lose(t, path)
+				p = restart(t, s, p, 3)
+				answeredBy(t, p, network, path) // and its predecessor has left it alone
+				before := inode(t, path)
+				p = restart(t, s, p, 4)
+				answeredBy(t, p, network, path)
+				if !os.SameFile(before, inode(t, path)) {
+					t.Error("it was bound anew though nothing was wrong with it")
+				}
+				p.Signal(syscall.SIGTERM)
+				p.WaitExit(0)
+				if exists(path) {
+					t.Error("the last process has left the file behind")
+				}
+			})
+		}
+		t.Run(network+" taken by another", func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "s")
+			s, p := start(t, driver.NewFaults(t), network+"="+path)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			_, other := start(t, driver.NewFaults(t), network+"="+path)
+			p.Signal(syscall.SIGUSR2)
+			s.Line(`listen ` + network + `.* address already in use`)
+			s.Line(fmt.Sprintf("restart failed: .*still serving with pid %d", p.Pid))
+			answeredBy(t, other, network, path)
+		})
+	}
+}
+
+// A new version's configuration may have another address for the same port.
+func TestOneAddressInsteadOfAllIsServedByTheInheritedSocket(t *testing.T) {
+	t.Parallel()
+	networks := map[string]string{"tcp": ":0", "tcp4": "0.0.0.0:0", "udp": ":0"}
+	for network, all := range networks {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			config := filepath.Join(t.TempDir(), "address")
+			configure := func(address string) {
+				t.Helper()
+				if err := os.WriteFile(config, []byte(address), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			configure(all)
+			s, first := start(t, driver.NewFaults(t), network+"=in:"+config)
+			_, port, _ := net.SplitHostPort(first.Addrs[0])
+			configure("127.0.0.1:" + port)
+			p := first
+			for n := 2; n <= 3; n++ {
+				from := s.Mark()
+				p = restart(t, s, p, n)
+				s.Line(`listening on all of .*:`+port+`, as inherited, instead of 127\.0\.0\.1:`+port, from)
+				if p.Addrs[0] != first.Addrs[0] {
+					t.Errorf("it says that it listens on %s, and the socket is on %s", p.Addrs[0], first.Addrs[0])
+				}
+				answeredBy(t, p, network, "127.0.0.1:"+port)
+			}
+			configure(all)
+			answeredBy(t, restart(t, s, p, 4), network, "127.0.0.1:"+port)
+		})
+	}
+}
+
+func TestAllAddressesInsteadOfOneNeedAStop(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ network, one, other string }{
+		{"tcp", "127.0.0.1:", ":"},
+		{"tcp4", "127.0.0.1:", "0.0.0.0:"},
+		{"udp", "127.0.0.1:", ":"},
+	} {
+		t.Run(test.network, func(t *testing.T) {
+			t.Parallel()
+			config := filepath.Join(t.TempDir(), "address")
+			if err := os.WriteFile(config, []byte(test.one+"0"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, p := start(t, driver.NewFaults(t), test.network+"=in:"+config)
+			_, port, _ := net.SplitHostPort(p.Addrs[0])
+			if err := os.WriteFile(config, []byte(test.other+port), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p.Signal(syscall.SIGUSR2)
+			s.Line(`listen ` + test.network + `: .*:` + port + `: address already in use by the inherited socket on 127\.0\.0\.1:` + port +
+				`, which does not serve for that: this change needs a stop`)
+			s.Line(fmt.Sprintf("restart failed: .*still serving with pid %d", p.Pid))
+			answeredBy(t, p, test.network, p.Addrs[0])
+		})
+	}
+}
+
 func TestLiveUnixPathOfAnotherProcessIsInUse(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
