@@ -109,9 +109,21 @@ func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener
 }
 
 // ListenPacket is net.ListenPacket for "udp", "udp4", "udp6" and "unixgram".
-// Successors share the socket from their start on: until this process closes its
-// own, each datagram reaches one of them. A unixgram connection embeds *net.UnixConn,
-// and is not one itself: closing it removes its path.
+// A unixgram connection embeds *net.UnixConn, and is not one itself: closing it
+// removes its path.
+//
+// The generations share the socket: from the successor's first ReadFrom until this
+// process's last one, each datagram reaches one of them, which need not be the one
+// that has answered the client before. To lose none, end in this order, once
+// grace.Wait has returned: SetReadDeadline(time.Now()) ends reading, and what has not
+// been read is the successor's; wait for the handlers, which may still write; then
+// Close. The example does so.
+//
+// That is enough where each datagram can be answered by itself, as with DNS. QUIC and
+// DTLS have connections whose keys are in one process: the other drops their datagrams,
+// and a QUIC server may answer them with a stateless reset. Such a server has to pass
+// them on by connection ID to the process that has the connection, or let each
+// generation listen on a socket of its own.
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	switch network {
 	case "udp", "udp4", "udp6", "unixgram":

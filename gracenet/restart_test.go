@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -418,6 +419,90 @@ func TestDatagramSocketsTravel(t *testing.T) {
 		answeredBy(t, p, "udp", first.Addrs[0])
 		answeredBy(t, p, "unixgram", path)
 	}
+}
+
+// askAll has clients ask by datagrams, never twice, until stop is called; that
+// returns how many questions there were, how many had no answer, and how many
+// processes have answered.
+func askAll(t *testing.T, address string) (stop func() (asked, lost, processes int)) {
+	t.Helper()
+	const clients = 16
+	var asking sync.WaitGroup
+	var mu sync.Mutex
+	var asked, lost int
+	pids := map[string]bool{}
+	stopped := make(chan struct{})
+	for i := range clients {
+		c, err := net.Dial("udp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asking.Add(1)
+		go func() {
+			defer asking.Done()
+			defer c.Close()
+			b := make([]byte, 100)
+			for n := 0; ; n++ {
+				select {
+				case <-stopped:
+					return
+				default:
+				}
+				question := fmt.Sprintf("%d-%d", i, n)
+				c.SetDeadline(time.Now().Add(2 * time.Second)) // what is lost is never answered
+				_, err := c.Write([]byte(question))
+				size := 0
+				if err == nil {
+					size, err = c.Read(b)
+				}
+				answer, pid, _ := strings.Cut(string(b[:size]), " ")
+				mu.Lock()
+				asked++
+				if err != nil || answer != question {
+					lost++
+				} else {
+					pids[pid] = true
+				}
+				mu.Unlock()
+			}
+		}()
+	}
+	return func() (int, int, int) {
+		close(stopped)
+		asking.Wait()
+		return asked, lost, len(pids)
+	}
+}
+
+func TestDatagramsInHandlersAreAnswered(t *testing.T) {
+	t.Parallel()
+	restarts := func(t *testing.T, faults driver.Faults) (asked, lost, processes int) {
+		s := driver.Start(t, "-mode", "udp", "-listen", "127.0.0.1:0", "-faults", string(faults))
+		p := s.Ready(1)
+		stop := askAll(t, p.Addrs[0])
+		for n := 2; n <= 6; n++ {
+			p = restart(t, s, p, n)
+		}
+		return stop()
+	}
+	t.Run("by the recipe", func(t *testing.T) {
+		t.Parallel()
+		asked, lost, processes := restarts(t, driver.NewFaults(t))
+		t.Logf("%d asked, %d lost, %d processes", asked, lost, processes)
+		if lost > 0 || processes < 5 { // the last may have come too late
+			t.Errorf("%d of %d are not answered, %d processes have answered", lost, asked, processes)
+		}
+	})
+	t.Run("not so by closing the socket", func(t *testing.T) {
+		t.Parallel()
+		faults := driver.NewFaults(t)
+		faults.Set(t, "careless")
+		asked, lost, _ := restarts(t, faults)
+		t.Logf("%d asked, %d lost", asked, lost)
+		if lost == 0 {
+			t.Errorf("all of %d are answered: the other test proves nothing", asked)
+		}
+	})
 }
 
 func TestWhatWasNeverAskedForIsClosedWhenReady(t *testing.T) {
