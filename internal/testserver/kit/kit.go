@@ -49,7 +49,7 @@ type Flags struct {
 // Parse reads the command line.
 func Parse() *Flags {
 	f := &Flags{}
-	flag.StringVar(&f.Mode, "mode", "grace", "What to be: grace, plain, bare, inherit, ownloop, netloop, net or http.")
+	flag.StringVar(&f.Mode, "mode", "grace", "What to be: grace, plain, bare, inherit, ownloop, netloop, net, udp or http.")
 	flag.Var(&f.Listen, "listen", "Address to listen on, HOST:PORT or unix:PATH; may be repeated.")
 	flag.StringVar(&f.Faults, "faults", "", "Directory in which a file's name is a fault to play.")
 	flag.StringVar(&f.Play, "play", "", "What the stranger plays.")
