@@ -233,9 +233,9 @@ func errorKind(err error) string {
 	switch {
 	case errors.As(err, &status), errors.Is(err, errWrong):
 		return err.Error()
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, errRefused):
 		return "connection refused"
-	case errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, errReset):
 		return "connection reset"
 	case errors.Is(err, syscall.EPIPE):
 		return "closed before the request was written"
@@ -329,6 +329,7 @@ func (u *user) run(ctx context.Context, t *target) {
 		end := now()
 		if err != nil {
 			u.lost[errorKind(err)]++
+			t.lost.Add(1)
 			continue
 		}
 		t.answered(a.pid, end)

@@ -3,7 +3,8 @@
 // It starts itself as the server under test, loads it with clients that never retry, and restarts it again and again
 // with real signals, while counting what the clients notice:
 //
-//	go run ./gracebench                         the whole table, 100 restarts of each kind
+//	go run ./gracebench                         a table of all kinds of clients, in less than two minutes
+//	go run ./gracebench -full                   the same with 100 restarts of each kind, in about ten
 //	go run ./gracebench -short                  a few restarts of each kind, in less than a minute
 //	go run ./gracebench -kinds http1,tls1       some kinds only
 //	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
@@ -18,21 +19,24 @@
 //   - requests: all that were sent.
 //   - restarts: processes that took over, known by the pid in their answers.
 //   - lost: requests that got no answer, an error, or the wrong answer. The lines below the row say which.
-//   - new conns: connections opened after each client's first. A client opens one when an answer says
-//     "Connection: close" or when its connection is closed while it pauses; that alone loses nothing. Behind a proxy,
-//     the proxy's new connections to the server are counted (by the addresses that the server sees), not the clients'.
+//   - new conns: connections opened after each client's first, for each restart, by all clients together. A client opens
+//     one when an answer says "Connection: close" or when its connection is closed while it pauses; that alone loses
+//     nothing. Behind a proxy, the proxy's new connections to the server are counted (by the addresses that the server
+//     sees), not the clients'.
 //   - resumed: the share of new TLS connections that continued an earlier session.
-//   - before, during, drain, after: p50/p99/max of the time from the last byte of a request to the end of its answer,
-//     with the time for connecting if there was no connection. Before are the requests answered before the first signal;
-//     during are those under way at some time in the 200 ms after a restart's signal; drain are those that came later
-//     while the old process was still there; after are all the others. Requests for which the handler waits are left out.
-//   - p99 ratio: for each restart, the 99th percentile of the requests that ended in the 200 ms after its signal, as a
+//   - p99: of the time from the last byte of a request to the end of its answer, with the time for connecting if there
+//     was no connection, for the requests before the first signal. Those for which the handler waits are left out.
+//   - ratio: for each restart, the 99th percentile of the requests that ended in the 200 ms after its signal, as a
 //     multiple of that in the 200 ms before it; the median of these, and the interval that holds the true one with 95 %
 //     confidence. Restarts that follow too soon on another, or see fewer than 100 requests, do not count; with fewer than
 //     six there is none. A new process needs a processor for some milliseconds to start: where the clients leave none
 //     idle, that is what the ratio shows.
-//   - first answer: from the signal to the first answer by the new process, p50/max.
-//   - old gone: from the signal to the end of the old process, p50/max; and from the old one's last answer to its end.
+//   - first answer: from the signal to the first answer by the new process, the median.
+//   - old gone: from the signal to the end of the old process, the median.
+//
+// With -json there is more: p50, p99 and the maximum of the times of requests before the first signal, during restarts
+// (under way at some time in the 200 ms after a signal), while the old process drains (later, but it was still there),
+// and after; the same of first answer and old gone; and of the time from the old process's last answer to its end.
 //
 // A row fails, and the exit status is 1, when a request was lost, when there were more new connections than the row
 // allows, when a restart did not happen, or when a process ended with an error. A kind that needs a program which is
@@ -76,8 +80,9 @@ import (
 
 type config struct {
 	clients  int
-	restarts int
+	restarts int           // of each kind
 	rapid    int           // restarts of the kind rapid
+	budget   time.Duration // for the restarts of one kind; 0 is as long as they take
 	interval time.Duration // from the end of a restart to the next signal
 	steady   time.Duration // load before the first signal and after the last restart
 	short    bool
@@ -106,12 +111,13 @@ func benchMain() error {
 		cfg        config
 		kindList   string
 		signalName string
-		cost       bool
+		cost, full bool
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
-	flag.IntVar(&cfg.restarts, "restarts", 100, "restarts of each kind, half as many of the kind rapid")
+	flag.IntVar(&cfg.restarts, "restarts", 0, "restarts of each kind, half as many of the kind rapid (default as many as fit into two minutes)")
 	flag.DurationVar(&cfg.interval, "interval", 400*time.Millisecond, "time from the end of one restart to the next signal")
 	flag.StringVar(&kindList, "kinds", "", "kinds to run, with commas between them: "+strings.Join(kindNames(), ", ")+"; with -cost: "+strings.Join(costParts, ", ")+" (default all)")
+	flag.BoolVar(&full, "full", false, "100 restarts of each kind, in about ten minutes")
 	flag.BoolVar(&cfg.short, "short", false, "a few restarts of each kind, in less than a minute")
 	flag.BoolVar(&cfg.json, "json", false, "write JSON instead of tables")
 	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")
@@ -127,8 +133,8 @@ func benchMain() error {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	}
-	if cfg.clients < 1 || cfg.restarts < 1 {
-		return errors.New("-clients and -restarts must be at least 1")
+	if cfg.clients < 1 || cfg.restarts < 0 {
+		return errors.New("-clients must be at least 1, and -restarts not negative")
 	}
 	sig, err := signalByName(signalName)
 	if err != nil {
@@ -136,19 +142,20 @@ func benchMain() error {
 	}
 	cfg.signal = sig
 
-	restartsSet := false
-	flag.Visit(func(f *flag.Flag) { restartsSet = restartsSet || f.Name == "restarts" })
-	cfg.steady = 2 * time.Second
+	cfg.steady = time.Second
+	switch {
+	case cfg.restarts > 0:
+		cfg.rapid = (cfg.restarts + 1) / 2
+	case cfg.short:
+		cfg.restarts, cfg.rapid = 5, 10
+	case full:
+		cfg.restarts, cfg.rapid = 100, 50
+	default:
+		cfg.restarts, cfg.rapid, cfg.budget = 100, 50, 9*time.Second
+	}
 	if cfg.short {
 		cfg.steady = 300 * time.Millisecond
 		cfg.interval = 50 * time.Millisecond
-		if !restartsSet {
-			cfg.restarts = 5
-		}
-	}
-	cfg.rapid = (cfg.restarts + 1) / 2
-	if cfg.short && !restartsSet {
-		cfg.rapid = 10
 	}
 
 	// Whatever ends the run ends it in order, so that no process and no directory stays behind.
@@ -173,15 +180,24 @@ func benchTable(ctx context.Context, cfg config, kinds []kind) error {
 			return err
 		}
 	}
+	line := newProgress(cfg)
+	defer line.close()
 	var rows []*row
-	failed := 0
-	for _, k := range kinds {
-		r, err := runKind(ctx, cfg, k)
+	var failed []string
+	for i, k := range kinds {
+		r, err := runKind(ctx, cfg, k, func(t *target) {
+			left := time.Duration(0)
+			for _, k := range kinds[i:] {
+				left += k.takes(cfg)
+			}
+			line.follow(k.name, left, t.soFar)
+		})
+		line.pause()
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.name, err)
 		}
 		if len(r.Failures) > 0 {
-			failed++
+			failed = append(failed, k.name)
 		}
 		rows = append(rows, r)
 		if !cfg.json {
@@ -194,9 +210,11 @@ func benchTable(ctx context.Context, cfg config, kinds []kind) error {
 		if err := writeJSON(rows); err != nil {
 			return err
 		}
+	} else if _, err := fmt.Printf("\n%s\n", verdict(rows)); err != nil {
+		return err
 	}
-	if failed > 0 {
-		return fmt.Errorf("%d of %d kinds failed", failed, len(rows))
+	if len(failed) > 0 {
+		return fmt.Errorf("failed: %s", strings.Join(failed, ", "))
 	}
 	return nil
 }

@@ -63,6 +63,7 @@ type target struct {
 	control net.Listener
 
 	newest atomic.Pointer[generation] // that has answered
+	lost   atomic.Int64               // requests
 
 	mu          sync.Mutex
 	generations map[string]*generation // by pid, as in the header
@@ -474,6 +475,11 @@ func (t *target) restarts() int {
 		}
 	}
 	return max(n, 0)
+}
+
+// soFar says how far a row has come.
+func (t *target) soFar() string {
+	return fmt.Sprintf("%d restarts, %d lost", t.restarts(), t.lost.Load())
 }
 
 // errors are what the processes themselves say went wrong.
