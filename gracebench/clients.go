@@ -22,6 +22,9 @@ import (
 // answerTimeout is how long a client waits for an answer before it counts the request as lost.
 const answerTimeout = 10 * time.Second
 
+// lostPause is how long a user waits after a lost request, so that one who is refused does not count it all the time.
+const lostPause = 5 * time.Millisecond
+
 // A client sends requests one after the other, and none of them twice.
 type client interface {
 	// do sends one request and checks that the answer is its own. An error is a lost request.
@@ -68,11 +71,11 @@ type rawClient struct {
 func (c *rawClient) do(q request) (answer, error) {
 	a := answer{sent: now()}
 	if c.conn == nil {
-		c.dialed++
 		conn, err := c.dial()
 		if err != nil {
 			return a, err
 		}
+		c.dialed++
 		c.conn, c.in = conn, bufio.NewReader(conn)
 	}
 	stay, err := c.exchange(q, &a)
@@ -330,6 +333,7 @@ func (u *user) run(ctx context.Context, t *target) {
 		if err != nil {
 			u.lost[errorKind(err)]++
 			t.lost.Add(1)
+			sleep(ctx, lostPause)
 			continue
 		}
 		t.answered(a.pid, end)

@@ -7,6 +7,7 @@
 //	go run ./gracebench -full                   the same with 100 restarts of each kind, in about ten
 //	go run ./gracebench -short                  a few restarts of each kind, in less than a minute
 //	go run ./gracebench -kinds http1,tls1       some kinds only
+//	go run ./gracebench -peers                  a comparison with other ways to restart
 //	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
 //	go run ./gracebench -peer './other {addr}'  the same table for another server
 //
@@ -58,6 +59,10 @@
 //
 // # Comparing with other servers
 //
+// With -peers the same clients meet servers that restart in other ways: net/http's own recipe (Shutdown, then start
+// anew), tableflip, endless and the original facebookgo/grace, whose programs in gracebench/peers are built first; and
+// nginx and haproxy that reload, in front of a server that does not restart. One that cannot be had is skipped.
+//
 // The command given with -peer is started once for each row. In its words {addr} is replaced by the address to listen
 // on, {proto} by http, tls or h2c, and {cert} and {key} by the names of PEM files. It has to answer a POST with the
 // body it got, after waiting for as long as the query says ("?3000us"). A header "Pid" in its answers lets gracebench
@@ -108,10 +113,10 @@ func main() {
 
 func benchMain() error {
 	var (
-		cfg        config
-		kindList   string
-		signalName string
-		cost, full bool
+		cfg               config
+		kindList          string
+		signalName        string
+		cost, full, peers bool
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
 	flag.IntVar(&cfg.restarts, "restarts", 0, "restarts of each kind, half as many of the kind rapid (default as many as fit into two minutes)")
@@ -122,6 +127,7 @@ func benchMain() error {
 	flag.BoolVar(&cfg.json, "json", false, "write JSON instead of tables")
 	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")
 	flag.BoolVar(&cost, "cost", false, "measure what the library costs while nothing restarts, next to net/http; and how restarts grow with connections and listeners")
+	flag.BoolVar(&peers, "peers", false, "compare with other ways to restart")
 	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against; {addr} in it is where it is to listen")
 	flag.StringVar(&signalName, "signal", "USR2", "signal that makes the -peer restart")
 	flag.Usage = func() {
@@ -165,6 +171,9 @@ func benchMain() error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if cost {
 		return benchCost(ctx, cfg, kindList)
+	}
+	if peers {
+		return benchPeers(ctx, cfg)
 	}
 	kinds, err := chooseKinds(kindList, cfg.peer != "")
 	if err != nil {

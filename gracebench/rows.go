@@ -23,7 +23,9 @@ type kind struct {
 	addr  string // the server's: a TCP address to listen on, or "unix"
 	rapid bool
 	slow  bool // a restart takes about a second, in which clients are told to reconnect
-	proxy func(ctx context.Context, t *target) (addr string, err error)
+	proxy func(ctx context.Context, t *target, reload bool) (addr string, err error)
+	// reload makes the proxy restart, in front of a server on net/http that does not.
+	reload bool
 	// fresh is how many new connections a restart may cost one client, or all of them if the limit is 0; -1 is any
 	// number.
 	fresh     int
@@ -176,7 +178,7 @@ var errMissing = errors.New("not installed")
 // when they run. An error means that there was nothing to see.
 func runKind(ctx context.Context, cfg config, k kind, begun func(*target)) (*row, error) {
 	r := &row{Kind: k.name, About: k.about, Limit: -1}
-	t, err := startTarget(ctx, cfg, serverConfig{addr: k.addr, proto: k.proto, listeners: 1})
+	t, err := startTarget(ctx, cfg, serverConfig{addr: k.addr, proto: k.proto, listeners: 1, plain: k.reload})
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +231,7 @@ func runKind(ctx context.Context, cfg config, k kind, begun func(*target)) (*row
 	} else if k.rapid && r.Restarts < cfg.rapid {
 		r.fail("%d of %d restarts happened", r.Restarts, cfg.rapid)
 	}
-	if k.proxy != nil {
+	if k.proxy != nil && !k.reload {
 		r.judgeProxy(users, met)
 	} else {
 		r.judge(k, users)
@@ -258,7 +260,7 @@ func newEnv(ctx context.Context, k kind, t *target) (e *env, err error) {
 	}
 	if k.proxy != nil {
 		e.network = "tcp"
-		e.addr, err = k.proxy(ctx, t)
+		e.addr, err = k.proxy(ctx, t, k.reload)
 	}
 	return e, err
 }

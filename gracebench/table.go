@@ -68,11 +68,10 @@ func verdict(rows []*row) string {
 		all.Restarts += r.Restarts
 		all.Lost += r.Lost
 	}
-	lost := "nothing"
-	if all.Lost > 0 {
-		lost = thousands(all.Lost)
+	if all.Lost == 0 {
+		return fmt.Sprintf("nothing lost: %s requests, %s restarts", thousands(all.Requests), thousands(all.Restarts))
 	}
-	return fmt.Sprintf("%s lost: %s requests, %s restarts", lost, thousands(all.Requests), thousands(all.Restarts))
+	return fmt.Sprintf("%s of %s requests lost in %s restarts", thousands(all.Lost), thousands(all.Requests), thousands(all.Restarts))
 }
 
 // thousands writes 1234567 as 1,234,567.

@@ -375,8 +375,12 @@ func (t *target) signalRestart() (*generation, time.Duration, error) {
 	t.mu.Lock()
 	t.episodes = append(t.episodes, episode{signal: at, gone: never})
 	t.mu.Unlock()
-	if err := g.process.Signal(t.signal); err != nil {
-		return g, at, fmt.Errorf("signalling process %d: %w", g.pid, err)
+	process, sig := g.process, t.signal
+	if t.proxy.reloads() {
+		process, sig = t.proxy.process, t.proxy.reload
+	}
+	if err := process.Signal(sig); err != nil {
+		return g, at, fmt.Errorf("signalling process %d: %w", process.Pid, err)
 	}
 	return g, at, nil
 }
@@ -404,9 +408,13 @@ func (t *target) restart(ctx context.Context) (restart, error) {
 		return restart{}, err
 	}
 	first := time.Duration(t.newest.Load().firstAnswer.Load())
-	drainCtx, cancel := context.WithTimeout(ctx, drainTimeout)
+	timeout := drainTimeout
+	if t.proxy.reloads() {
+		timeout = time.Second // haproxy's old worker may stay for as long as its timeouts
+	}
+	drainCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := t.waitGone(drainCtx, old); err != nil {
+	if err := t.waitGone(drainCtx, old); err != nil && !t.proxy.reloads() {
 		return restart{}, err
 	}
 	t.endEpisode()
@@ -426,7 +434,11 @@ func (t *target) allEpisodes() []episode {
 }
 
 func (g *generation) restartAt(signal, first time.Duration) restart {
-	return restart{firstAnswer: first - signal, gone: g.gone - signal}
+	r := restart{firstAnswer: first - signal}
+	if g.gone > 0 {
+		r.gone = g.gone - signal
+	}
+	return r
 }
 
 // afterLast returns how long the processes that have ended were there after their last answers. Only when the clients
