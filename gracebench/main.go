@@ -8,6 +8,7 @@
 //	go run ./gracebench -short                  a few restarts of each kind, in less than a minute
 //	go run ./gracebench -kinds http1,tls1       some kinds only
 //	go run ./gracebench -peers                  a comparison with other ways to restart
+//	go run ./gracebench -svg restart.svg        a picture of one restart, and one by net/http's recipe
 //	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
 //	go run ./gracebench -peer './other {addr}'  the same table for another server
 //
@@ -116,6 +117,7 @@ func benchMain() error {
 		cfg               config
 		kindList          string
 		signalName        string
+		svg               string
 		cost, full, peers bool
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
@@ -128,6 +130,7 @@ func benchMain() error {
 	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")
 	flag.BoolVar(&cost, "cost", false, "measure what the library costs while nothing restarts, next to net/http; and how restarts grow with connections and listeners")
 	flag.BoolVar(&peers, "peers", false, "compare with other ways to restart")
+	flag.StringVar(&svg, "svg", "", "draw one restart, request by request, into this `file`")
 	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against; {addr} in it is where it is to listen")
 	flag.StringVar(&signalName, "signal", "USR2", "signal that makes the -peer restart")
 	flag.Usage = func() {
@@ -171,6 +174,9 @@ func benchMain() error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if cost {
 		return benchCost(ctx, cfg, kindList)
+	}
+	if svg != "" {
+		return benchTimeline(ctx, cfg, svg)
 	}
 	if peers {
 		return benchPeers(ctx, cfg)
