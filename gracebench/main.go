@@ -9,6 +9,7 @@
 //	go run ./gracebench -kinds http1,tls1       some kinds only
 //	go run ./gracebench -peers                  a comparison with other ways to restart
 //	go run ./gracebench -svg restart.svg        a picture of one restart, and one by net/http's recipe
+//	go run ./gracebench -soak 1000              memory, descriptors, goroutines and processes over 1,000 restarts
 //	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
 //	go run ./gracebench -peer './other {addr}'  the same table for another server
 //
@@ -118,6 +119,7 @@ func benchMain() error {
 		kindList          string
 		signalName        string
 		svg               string
+		soak              int
 		cost, full, peers bool
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
@@ -131,6 +133,7 @@ func benchMain() error {
 	flag.BoolVar(&cost, "cost", false, "measure what the library costs while nothing restarts, next to net/http; and how restarts grow with connections and listeners")
 	flag.BoolVar(&peers, "peers", false, "compare with other ways to restart")
 	flag.StringVar(&svg, "svg", "", "draw one restart, request by request, into this `file`")
+	flag.IntVar(&soak, "soak", 0, "restart this often, and look whether the server grows")
 	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against; {addr} in it is where it is to listen")
 	flag.StringVar(&signalName, "signal", "USR2", "signal that makes the -peer restart")
 	flag.Usage = func() {
@@ -174,6 +177,9 @@ func benchMain() error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if cost {
 		return benchCost(ctx, cfg, kindList)
+	}
+	if soak > 0 {
+		return benchSoak(ctx, cfg, soak)
 	}
 	if svg != "" {
 		return benchTimeline(ctx, cfg, svg)

@@ -178,6 +178,11 @@ type usage struct {
 	TotalAlloc uint64
 	InUse      uint64 // heap and stacks; after a collection, if one was asked for
 	CPU        time.Duration
+
+	// With a collection only.
+	Resident    int // bytes in memory; 0 where the system does not tell
+	Goroutines  int
+	Descriptors int
 }
 
 // control is a server process's connection to the bench.
@@ -200,12 +205,17 @@ func (c *control) send(m message) {
 func (c *control) answer() {
 	in := bufio.NewScanner(c.conn)
 	for in.Scan() {
-		if in.Text() == "collect" {
+		collect := in.Text() == "collect"
+		if collect {
 			// Twice: the first collection only moves pooled memory to where the second one frees it.
 			runtime.GC()
 			runtime.GC()
 		}
-		c.send(message{Usage: readUsage()})
+		u := readUsage()
+		if collect {
+			u.Resident, u.Goroutines, u.Descriptors = residentMemory(), runtime.NumGoroutine(), descriptors()
+		}
+		c.send(message{Usage: u})
 	}
 	if errors.Is(in.Err(), net.ErrClosed) {
 		return
@@ -222,4 +232,13 @@ func readUsage() *usage {
 		InUse:      m.HeapInuse + m.StackInuse,
 		CPU:        cpuTime(),
 	}
+}
+
+// descriptors is how many this process has open.
+func descriptors() int {
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return 0
+	}
+	return len(open) - 1 // the folder itself was one
 }

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"bufio"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// What /proc tells of processes, see proc(5).
+
+const procKnown = true
+
+// residentMemory is how many bytes of this process are in memory.
+func residentMemory() int {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(b))
+	pages, _ := strconv.Atoi(fields[1])
+	return pages * os.Getpagesize()
+}
+
+// processGroup returns the members of a process group that run, and those that have ended and were not waited for by a
+// member of the group.
+func processGroup(group int) (alive, zombies []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	type process struct {
+		pid, parent int
+		zombie      bool
+	}
+	var members []process
+	for _, name := range stats {
+		state, parent, of := processState(name)
+		if of != group {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		members = append(members, process{pid, parent, state == "Z" || state == "X"})
+	}
+	for _, p := range members {
+		switch {
+		case !p.zombie:
+			alive = append(alive, p.pid)
+		case slices.ContainsFunc(members, func(of process) bool { return of.pid == p.parent }):
+			zombies = append(zombies, p.pid)
+		}
+	}
+	return alive, zombies
+}
+
+func processState(name string) (state string, parent, group int) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return "", 0, 0
+	}
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // the name before may hold anything
+	parent, _ = strconv.Atoi(fields[1])
+	group, _ = strconv.Atoi(fields[2])
+	return fields[0], parent, group
+}
+
+// freeze stops a process, and returns when none of its threads runs; thaw lets it go on.
+func freeze(pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Second); ; time.Sleep(100 * time.Microsecond) {
+		running := false
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, name := range tasks {
+			state, _, _ := processState(name)
+			running = running || !strings.Contains("TtZX", state)
+		}
+		if !running {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %d does not stop", pid)
+		}
+	}
+}
+
+func thaw(pid int) { syscall.Kill(pid, syscall.SIGCONT) }
+
+// heldBy returns the clients' addresses of the connections to addr that the process has open.
+func heldBy(pid int, addr string) (map[string]bool, error) {
+	server, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open("/proc/net/tcp")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	clients := make(map[string]string) // by inode
+	for in := bufio.NewScanner(f); in.Scan(); {
+		fields := strings.Fields(in.Text())
+		if len(fields) > 9 && procAddr(fields[1]) == server {
+			clients["socket:["+fields[9]+"]"] = procAddr(fields[2]).String()
+		}
+	}
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	open, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	held := make(map[string]bool)
+	for _, fd := range open {
+		if name, err := os.Readlink(dir + fd.Name()); err == nil && clients[name] != "" {
+			held[clients[name]] = true
+		}
+	}
+	return held, nil
+}
+
+// procAddr reads an IPv4 address as /proc/net/tcp has it: the address as a number in the host's byte order, and the port.
+func procAddr(s string) netip.AddrPort {
+	ip, port, _ := strings.Cut(s, ":")
+	b, err := hex.DecodeString(ip)
+	n, err2 := strconv.ParseUint(port, 16, 16)
+	if err != nil || err2 != nil || len(b) != 4 {
+		return netip.AddrPort{}
+	}
+	if littleEndian {
+		slices.Reverse(b)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), uint16(n))
+}
+
+var littleEndian = func() bool {
+	// 127.0.0.1 is written backwards.
+	b, _ := os.ReadFile("/proc/net/tcp")
+	return !strings.Contains(string(b), " 7F000001:")
+}()
