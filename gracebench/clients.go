@@ -46,7 +46,8 @@ func (q request) query() string { return fmt.Sprintf("%dus", q.wait.Microseconds
 
 type answer struct {
 	pid    string // of the process that answered
-	remote string // the client's address as the server saw it
+	local  string // the client's address of a connection
+	remote string // the same as the server saw it
 	sent   time.Duration
 }
 
@@ -78,6 +79,7 @@ func (c *rawClient) do(q request) (answer, error) {
 		c.dialed++
 		c.conn, c.in = conn, bufio.NewReader(conn)
 	}
+	a.local = c.conn.LocalAddr().String()
 	stay, err := c.exchange(q, &a)
 	if err != nil || !stay || c.each {
 		c.close()

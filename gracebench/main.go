@@ -10,6 +10,7 @@
 //	go run ./gracebench -peers                  a comparison with other ways to restart
 //	go run ./gracebench -svg restart.svg        a picture of one restart, and one by net/http's recipe
 //	go run ./gracebench -soak 1000              memory, descriptors, goroutines and processes over 1,000 restarts
+//	go run ./gracebench -chaos 10m              good and bad versions, kills, stops: is each loss explained?
 //	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
 //	go run ./gracebench -peer './other {addr}'  the same table for another server
 //
@@ -120,6 +121,8 @@ func benchMain() error {
 		signalName        string
 		svg               string
 		soak              int
+		chaosFor          time.Duration
+		seed              uint64
 		cost, full, peers bool
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
@@ -134,6 +137,8 @@ func benchMain() error {
 	flag.BoolVar(&peers, "peers", false, "compare with other ways to restart")
 	flag.StringVar(&svg, "svg", "", "draw one restart, request by request, into this `file`")
 	flag.IntVar(&soak, "soak", 0, "restart this often, and look whether the server grows")
+	flag.DurationVar(&chaosFor, "chaos", 0, "restart to good and bad versions for this long, and kill, stop and freeze either side")
+	flag.Uint64Var(&seed, "seed", 0, "of -chaos: what happens, and when (default one of its own each time)")
 	flag.StringVar(&cfg.peer, "peer", "", "`command` of another server to run the table against; {addr} in it is where it is to listen")
 	flag.StringVar(&signalName, "signal", "USR2", "signal that makes the -peer restart")
 	flag.Usage = func() {
@@ -177,6 +182,9 @@ func benchMain() error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if cost {
 		return benchCost(ctx, cfg, kindList)
+	}
+	if chaosFor > 0 {
+		return benchChaos(ctx, cfg, chaosFor, seed)
 	}
 	if soak > 0 {
 		return benchSoak(ctx, cfg, soak)

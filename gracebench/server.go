@@ -33,12 +33,18 @@ type serverConfig struct {
 	proto     string // http, tls (HTTP/1.1 and HTTP/2) or h2c
 	listeners int
 	plain     bool // net/http alone, to compare with
+
+	program string // to start; "" is this one
+	version string // name of a file that says what a version does, see misbehave; "" is to serve
 }
 
 func (c serverConfig) args() []string {
 	args := []string{"-serve", "-dir", c.dir, "-addr", c.addr, "-proto", c.proto, "-listeners", strconv.Itoa(c.listeners)}
 	if c.plain {
 		args = append(args, "-plain")
+	}
+	if c.version != "" {
+		args = append(args, "-version", c.version)
 	}
 	return args
 }
@@ -55,6 +61,7 @@ func serveMain(args []string) error {
 	flags.StringVar(&c.proto, "proto", "http", "")
 	flags.IntVar(&c.listeners, "listeners", 1, "")
 	flags.BoolVar(&c.plain, "plain", false, "")
+	flags.StringVar(&c.version, "version", "", "")
 	flags.Parse(args)
 
 	conn, err := net.Dial("unix", c.controlPath())
@@ -64,6 +71,11 @@ func serveMain(args []string) error {
 	ctl := &control{conn: conn}
 	ctl.send(message{Pid: os.Getpid()})
 	go ctl.answer()
+	var options []gracehttp.Option
+	if c.version != "" {
+		misbehave(c.version)
+		options = append(options, gracehttp.StartTimeout(chaosStartTimeout))
+	}
 
 	servers := make([]*http.Server, c.listeners)
 	for i := range servers {
@@ -76,7 +88,7 @@ func serveMain(args []string) error {
 	} else {
 		logger := log.New(os.Stderr, fmt.Sprintf("[%d] ", os.Getpid()), log.Ltime|log.Lmicroseconds)
 		gracehttp.SetLogger(logger)
-		err = gracehttp.Serve(servers...)
+		err = gracehttp.ServeWithOptions(servers, options...)
 	}
 	last := message{Usage: &usage{CPU: cpuTime()}, Last: true} // the rest takes longer, and nobody asks
 	if err != nil {

@@ -123,11 +123,13 @@ func (t *target) start(ctx context.Context, cfg config) error {
 		return err
 	}
 	go t.acceptControl()
-	self, err := os.Executable()
-	if err != nil {
-		return err
+	program := t.config.program
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return err
+		}
 	}
-	if err := t.startCommand(exec.Command(self, t.config.args()...), cfg.verbose); err != nil {
+	if err := t.startCommand(exec.Command(program, t.config.args()...), cfg.verbose); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
