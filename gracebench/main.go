@@ -54,11 +54,14 @@
 // look at a ratio needs no more than another run. Allocations, and the bytes in use for an idle connection (heap and
 // stacks after a collection), hardly depend on what else happens.
 //
+// The floor is what no library can do better here: the time in which the same program, started bare, gives its first
+// answer; and what the comparison says of two servers on net/http alone.
+//
 // Then servers are restarted that hold many idle connections, or many listeners, and nothing else to do: the times from
 // the signal should grow no faster than the numbers. Every connection is used again after each restart, the last time
 // after more than the server's ReadHeaderTimeout. The servers with connections then restart as often again while four
 // clients make requests on any of them: how long the answers take should not grow with the number. The kinds of -kinds
-// are load, memory, idle and listeners here.
+// are load, floor, memory, idle and listeners here.
 //
 // # Comparing with other servers
 //

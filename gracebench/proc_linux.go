@@ -2,7 +2,7 @@ package main
 
 import (
 	"bufio"
-	"encoding/hex"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -126,19 +126,12 @@ func heldBy(pid int, addr string) (map[string]bool, error) {
 // procAddr reads an IPv4 address as /proc/net/tcp has it: the address as a number in the host's byte order, and the port.
 func procAddr(s string) netip.AddrPort {
 	ip, port, _ := strings.Cut(s, ":")
-	b, err := hex.DecodeString(ip)
+	number, err := strconv.ParseUint(ip, 16, 32)
 	n, err2 := strconv.ParseUint(port, 16, 16)
-	if err != nil || err2 != nil || len(b) != 4 {
+	if err != nil || err2 != nil {
 		return netip.AddrPort{}
 	}
-	if littleEndian {
-		slices.Reverse(b)
-	}
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), uint16(n))
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], uint32(number))
+	return netip.AddrPortFrom(netip.AddrFrom4(b), uint16(n))
 }
-
-var littleEndian = func() bool {
-	// 127.0.0.1 is written backwards.
-	b, _ := os.ReadFile("/proc/net/tcp")
-	return !strings.Contains(string(b), " 7F000001:")
-}()

@@ -59,6 +59,7 @@ type target struct {
 	proxy  *proxy // in front of it, or nil
 
 	cmd     *exec.Cmd // the first generation
+	began   time.Duration
 	log     *os.File
 	control net.Listener
 
@@ -190,6 +191,7 @@ func (t *target) startCommand(cmd *exec.Cmd, verbose bool) error {
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	}
 	ownGroup(cmd)
+	t.began = now()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
