@@ -277,14 +277,18 @@ func (c *chaos) settle(ctx context.Context) (*generation, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	group := c.target.cmd.Process.Pid
-	for quiet := 0; ; {
+	// One look is not enough: while it goes through the processes, an old one may end that has just begun a new one;
+	// and a signal that is on its way has no process yet.
+	for none, one := 0, 0; ; {
 		alive, zombies := processGroup(group)
 		switch {
 		case len(alive) == 0:
-			return nil, nil
+			if none++; none == 3 {
+				return nil, nil
+			}
 		case len(alive) == 1 && len(zombies) == 0 && (c.ending == nil || c.ending.pid != alive[0]):
-			// The new process may not be there yet: a signal that is on its way is looked for twice.
-			if quiet++; quiet < 3 {
+			none = 0
+			if one++; one < 3 {
 				break
 			}
 			if g, err := c.probe(); err == nil && g.pid == alive[0] {
@@ -292,7 +296,7 @@ func (c *chaos) settle(ctx context.Context) (*generation, error) {
 				return g, nil
 			}
 		default:
-			quiet = 0
+			none, one = 0, 0
 		}
 		if !sleep(ctx, 5*time.Millisecond) {
 			return nil, fmt.Errorf("processes %v and zombies %v are there after %v", alive, zombies, startTimeout)
@@ -317,20 +321,19 @@ func (c *chaos) kill(g *generation) error {
 	if err := freeze(g.pid); err != nil {
 		return nil // it has just ended
 	}
-	held, err := heldBy(g.pid, c.server.addr)
+	connections, err := connectionsTo(c.server.addr)
 	if err != nil {
 		thaw(g.pid)
-		return nil
+		return err
 	}
+	held := heldBy(g.pid, connections)
 	for _, other := range c.target.alive() {
 		// What its predecessor holds as well was the victim's if the victim had acknowledged it. What its successor
 		// holds as well was not: nobody but the victim could have read it before.
-		if other.seq <= g.seq {
-			continue
-		}
-		theirs, _ := heldBy(other.pid, c.server.addr)
-		for addr := range theirs {
-			delete(held, addr)
+		if other.seq > g.seq {
+			for addr := range heldBy(other.pid, connections) {
+				delete(held, addr)
+			}
 		}
 	}
 	c.ledger.kill(held)

@@ -51,11 +51,11 @@ func TestHeldConnectionsAreTheProcessesOwn(t *testing.T) {
 	}
 	defer client.Close()
 	held := func() bool {
-		all, err := heldBy(os.Getpid(), addr)
+		all, err := connectionsTo(addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return all[client.LocalAddr().String()]
+		return heldBy(os.Getpid(), all)[client.LocalAddr().String()]
 	}
 	if held() {
 		t.Error("a connection that nobody has accepted is held")

@@ -25,11 +25,14 @@ func testConfig(t *testing.T) config {
 	if err != nil {
 		t.Skip(err)
 	}
-	return config{clients: 8, restarts: 3, rapid: 3, interval: 20 * time.Millisecond, steady: 100 * time.Millisecond, short: true, signal: sig}
+	return config{clients: 8, restarts: 2, rapid: 2, interval: 20 * time.Millisecond, steady: 100 * time.Millisecond, short: true, signal: sig}
 }
 
 // A measurement that finds nothing lost with anybody would be worth nothing.
 func TestRecipeLosesRequestsAndGraceDoesNot(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds a program and restarts it")
+	}
 	cfg := testConfig(t)
 	kinds, err := chooseKinds("http1,http1-new", true)
 	if err != nil {

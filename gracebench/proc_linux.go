@@ -91,8 +91,8 @@ func freeze(pid int) error {
 
 func thaw(pid int) { syscall.Kill(pid, syscall.SIGCONT) }
 
-// heldBy returns the clients' addresses of the connections to addr that the process has open.
-func heldBy(pid int, addr string) (map[string]bool, error) {
+// connectionsTo returns the clients' addresses of the connections to addr, by the names of their sockets.
+func connectionsTo(addr string) (map[string]string, error) {
 	server, err := netip.ParseAddrPort(addr)
 	if err != nil {
 		return nil, err
@@ -102,25 +102,28 @@ func heldBy(pid int, addr string) (map[string]bool, error) {
 		return nil, err
 	}
 	defer f.Close()
-	clients := make(map[string]string) // by inode
-	for in := bufio.NewScanner(f); in.Scan(); {
+	clients := make(map[string]string)
+	in := bufio.NewScanner(f)
+	for in.Scan() {
 		fields := strings.Fields(in.Text())
 		if len(fields) > 9 && procAddr(fields[1]) == server {
 			clients["socket:["+fields[9]+"]"] = procAddr(fields[2]).String()
 		}
 	}
-	dir := fmt.Sprintf("/proc/%d/fd/", pid)
-	open, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
+	return clients, in.Err()
+}
+
+// heldBy returns those of the connections that the process has open.
+func heldBy(pid int, connections map[string]string) map[string]bool {
 	held := make(map[string]bool)
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	open, _ := os.ReadDir(dir)
 	for _, fd := range open {
-		if name, err := os.Readlink(dir + fd.Name()); err == nil && clients[name] != "" {
-			held[clients[name]] = true
+		if name, err := os.Readlink(dir + fd.Name()); err == nil && connections[name] != "" {
+			held[connections[name]] = true
 		}
 	}
-	return held, nil
+	return held
 }
 
 // procAddr reads an IPv4 address as /proc/net/tcp has it: the address as a number in the host's byte order, and the port.

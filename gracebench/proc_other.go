@@ -6,8 +6,9 @@ import "errors"
 
 const procKnown = false
 
-func residentMemory() int                                { return 0 }
-func processGroup(int) (alive, zombies []int)            { return nil, nil }
-func freeze(int) error                                   { return errors.ErrUnsupported }
-func thaw(int)                                           {}
-func heldBy(int, string) (held map[string]bool, _ error) { return nil, errors.ErrUnsupported }
+func residentMemory() int                             { return 0 }
+func processGroup(int) (alive, zombies []int)         { return nil, nil }
+func freeze(int) error                                { return errors.ErrUnsupported }
+func thaw(int)                                        {}
+func connectionsTo(string) (map[string]string, error) { return nil, errors.ErrUnsupported }
+func heldBy(int, map[string]string) map[string]bool   { return nil }
