@@ -61,13 +61,14 @@ const chaosStartTimeout = 3 * time.Second
 
 // A chaos is a service that things happen to.
 type chaos struct {
-	cfg    config
-	rnd    *rand.Rand
-	dir    string // of the program and what it is told
-	server serverConfig
-	target *target     // replaced when all processes have ended
-	ending *generation // was stopped and has not ended yet
-	ledger ledger
+	cfg     config
+	rnd     *rand.Rand
+	dir     string // of the program and what it is told
+	server  serverConfig
+	target  *target     // replaced when all processes have ended
+	ending  *generation // was stopped and has not ended yet
+	overlap bool        // the last restart was not waited for
+	ledger  ledger
 
 	rounds, lives int
 	counts        map[string]int // of versions and attacks
@@ -228,9 +229,7 @@ func (c *chaos) round(ctx context.Context) error {
 	a := pick(c.rnd, attacks, func(a attack) int { return a.weight })
 	// Most of a restart happens in its first milliseconds.
 	after := time.Duration(c.rnd.ExpFloat64() * float64(25*time.Millisecond))
-	if v.do == "" && v.file == "" && a.name == "none" {
-		after = 0
-	}
+	good := v.do == "" && v.file == "" && a.name == "none"
 	c.counts["version: "+v.name]++
 	c.counts["attack: "+a.name]++
 	c.history = append(c.history[max(0, len(c.history)-5):], fmt.Sprintf("%d to %q, %s after %v", old.pid, v.name, a.name, after.Round(time.Microsecond)))
@@ -249,15 +248,19 @@ func (c *chaos) round(ctx context.Context) error {
 	if err := a.do(c, old, new); err != nil {
 		return err
 	}
+	mustGo := old
+	if !good || c.overlap { // the signal may have come while another restart was under way
+		mustGo = nil
+	}
 	// Now and then the next one comes at once.
-	if c.rnd.IntN(8) == 0 && a.name == "none" {
+	if c.overlap = a.name == "none" && c.rnd.IntN(8) == 0; c.overlap {
 		return nil
 	}
-	served, err := c.settle(ctx)
+	served, err := c.settle(ctx, mustGo)
 	if err != nil {
 		return err
 	}
-	switch good := v.do == "" && v.file == "" && a.name == "none"; {
+	switch {
 	case served == nil && !c.ledger.ended():
 		return errors.New("the service has ended though nobody ended it")
 	case served == nil:
@@ -266,14 +269,12 @@ func (c *chaos) round(ctx context.Context) error {
 			return err
 		}
 		c.ledger.serving()
-	case good && served == old:
-		return fmt.Errorf("a good version was not taken: %d still serves", old.pid)
 	}
 	return nil
 }
 
-// settle waits until one process is left and serves, or none is left.
-func (c *chaos) settle(ctx context.Context) (*generation, error) {
+// settle waits until one process is left and serves, another than mustGo; or until none is left.
+func (c *chaos) settle(ctx context.Context, mustGo *generation) (*generation, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	group := c.target.cmd.Process.Pid
@@ -291,7 +292,7 @@ func (c *chaos) settle(ctx context.Context) (*generation, error) {
 			if one++; one < 3 {
 				break
 			}
-			if g, err := c.probe(); err == nil && g.pid == alive[0] {
+			if g, err := c.probe(); err == nil && g.pid == alive[0] && g != mustGo {
 				c.ending = nil
 				return g, nil
 			}
@@ -299,7 +300,7 @@ func (c *chaos) settle(ctx context.Context) (*generation, error) {
 			none, one = 0, 0
 		}
 		if !sleep(ctx, 5*time.Millisecond) {
-			return nil, fmt.Errorf("processes %v and zombies %v are there after %v", alive, zombies, startTimeout)
+			return nil, fmt.Errorf("after %v there are processes %v and zombies %v", startTimeout, alive, zombies)
 		}
 	}
 }
