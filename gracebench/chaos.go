@@ -186,7 +186,10 @@ func (c *chaos) deploy(v version) error {
 	next := filepath.Join(c.dir, "next")
 	switch v.file {
 	case "gone":
-		return os.Remove(c.server.program)
+		if err := os.Remove(c.server.program); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
 	case "text":
 		if err := os.WriteFile(next, []byte("This is no program.\n"), 0o700); err != nil {
 			return err

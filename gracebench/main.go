@@ -63,6 +63,19 @@
 // clients make requests on any of them: how long the answers take should not grow with the number. The kinds of -kinds
 // are load, floor, memory, idle and listeners here.
 //
+// # Reading soak and chaos
+//
+// With -soak a server restarts as often as that, while 64 connections are used during and after each restart. Looked at
+// are the generations after 1 %, 10 %, 50 % and all of the restarts. A descriptor or a process more is growth, and so is
+// memory beyond what a collection at another moment explains: then the exit status is 1.
+//
+// With -chaos each restart is to a version that serves, starts slowly, exits, panics, hangs, or is no program; and at a
+// random moment the old or the new process is killed, stopped (SIGTERM) or frozen. Before a process is killed it is
+// frozen, and the connections that it holds are written down. A lost request is explained if its connection is one of
+// those, or if no process was left to serve; any other fails the run. The service also has to serve on whenever nobody
+// ended it, and has to take each good version. The same -seed has the same things happen at the same moments, as far as
+// the machine lets them.
+//
 // # Comparing with other servers
 //
 // With -peers the same clients meet servers that restart in other ways: net/http's own recipe (Shutdown, then start

@@ -2,7 +2,10 @@
 
 package main
 
-import "errors"
+import (
+	"errors"
+	"os/exec"
+)
 
 const procKnown = false
 
@@ -12,3 +15,8 @@ func freeze(int) error                                { return errors.ErrUnsuppo
 func thaw(int)                                        {}
 func connectionsTo(string) (map[string]string, error) { return nil, errors.ErrUnsupported }
 func heldBy(int, map[string]string) map[string]bool   { return nil }
+
+func waitGone(pid int) { pollGone(pid) }
+
+// endWithBench can only be done on Linux.
+func endWithBench(*exec.Cmd) {}
