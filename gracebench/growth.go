@@ -138,7 +138,7 @@ func (r *costReport) moveIdle(ctx context.Context, cfg config, plan costPlan) (s
 			return "", err
 		}
 		r.Moves = append(r.Moves, g)
-		fmt.Fprintf(&b, "%s  moved %d  lost %d\n", g.text("connections"), g.Moved, g.Lost)
+		fmt.Fprintf(&b, "%s  lost %d\n", g.text("connections"), g.Lost)
 		fmt.Fprintf(&b, "%18s  in other restarts, answers to four clients took p50 %.1f  p99 %.1f  max %.1f\n",
 			"", g.Meanwhile.P50, g.Meanwhile.P99, g.Meanwhile.Max)
 		if g.Lost > 0 {

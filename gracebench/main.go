@@ -196,20 +196,17 @@ func benchMain() error {
 	defer stop()
 	// A closed standard output becomes an error of writing to it.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	if cost {
+	switch {
+	case cost:
 		return benchCost(ctx, cfg, kindList)
-	}
-	if chaosFor > 0 {
-		return benchChaos(ctx, cfg, chaosFor, seed)
-	}
-	if soak > 0 {
-		return benchSoak(ctx, cfg, soak)
-	}
-	if svg != "" {
-		return benchTimeline(ctx, cfg, svg)
-	}
-	if peers {
+	case peers:
 		return benchPeers(ctx, cfg)
+	case svg != "":
+		return benchTimeline(ctx, cfg, svg)
+	case soak > 0:
+		return benchSoak(ctx, cfg, soak)
+	case chaosFor > 0:
+		return benchChaos(ctx, cfg, chaosFor, seed)
 	}
 	kinds, err := chooseKinds(kindList, cfg.peer != "")
 	if err != nil {

@@ -71,7 +71,9 @@ func benchPeers(ctx context.Context, cfg config) error {
 		}
 		rows = append(rows, row)
 		if !cfg.json {
-			fmt.Print(row.text())
+			if _, err := fmt.Print(row.text()); err != nil {
+				return err
+			}
 		}
 		if p.name == "grace" {
 			failed = append(row.KeepAlive.Failures, row.New.Failures...)
