@@ -38,7 +38,7 @@ var versions = []version{
 }
 
 // An attack is what happens to a process at a random moment of a restart. The old one is the process that was asked
-// to restart, the new one the youngest that is there then.
+// to restart, the new one the youngest that is there then; it is waited for.
 type attack struct {
 	name   string
 	weight int
@@ -244,11 +244,11 @@ func (c *chaos) round(ctx context.Context) error {
 	if err := old.process.Signal(c.cfg.signal); err != nil {
 		return fmt.Errorf("signalling process %d: %w", old.pid, err)
 	}
+	if strings.HasPrefix(a.name, "new") {
+		c.awaitNew(ctx, old)
+	}
 	sleep(ctx, after)
-	c.target.mu.Lock()
-	new := c.target.order[len(c.target.order)-1]
-	c.target.mu.Unlock()
-	if err := a.do(c, old, new); err != nil {
+	if err := a.do(c, old, c.youngest()); err != nil {
 		return err
 	}
 	mustGo := old
@@ -274,6 +274,20 @@ func (c *chaos) round(ctx context.Context) error {
 		c.ledger.serving()
 	}
 	return nil
+}
+
+// youngest returns the process that was started last.
+func (c *chaos) youngest() *generation {
+	c.target.mu.Lock()
+	defer c.target.mu.Unlock()
+	return c.target.order[len(c.target.order)-1]
+}
+
+// awaitNew waits for a younger process than old, which may never come.
+func (c *chaos) awaitNew(ctx context.Context, old *generation) {
+	ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	c.target.wait(ctx, "a new process", func() bool { return c.target.order[len(c.target.order)-1].seq > old.seq })
 }
 
 // settle waits until one process is left and serves, another than mustGo; or until none is left.
