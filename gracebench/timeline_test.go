@@ -48,13 +48,15 @@ func TestPictureShowsEachRequestOnce(t *testing.T) {
 		return strings.Count(all[len(all)-2+panel], "M")
 	}
 	for panel, lost := range []int{0, 17} {
-		answered := 300 - lost
 		if got := marks("lost", panel); got != lost {
 			t.Errorf("panel %d: %d marks of lost requests, want %d", panel, got, lost)
 		}
-		for _, class := range []string{"lane", "dot"} {
-			if got := marks(class+" old", panel) + marks(class+" new", panel); got != answered {
-				t.Errorf("panel %d: %d marks of class %s, want %d", panel, got, class, answered)
+		byNew := 100 - (lost+2)/3
+		for class, want := range map[string]int{"old": 300 - lost - byNew, "new": byNew} {
+			for _, as := range []string{"lane ", "dot "} {
+				if got := marks(as+class, panel); got != want {
+					t.Errorf("panel %d: %d marks of class %s, want %d", panel, got, as+class, want)
+				}
 			}
 		}
 	}
