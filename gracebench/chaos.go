@@ -73,6 +73,7 @@ type chaos struct {
 	rounds, lives int
 	counts        map[string]int // of versions and attacks
 	history       []string       // the last rounds
+	before        string         // the end of the log of the life before
 }
 
 // benchChaos restarts a server to good and bad versions, and kills, stops and freezes either side at random moments. A
@@ -119,8 +120,8 @@ func benchChaos(ctx context.Context, cfg config, length time.Duration, seed uint
 			err = c.ledger.settle()
 		}
 		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("seed %d, round %d: %w\n  the last rounds: %s", seed, c.rounds, c.target.withLog(err),
-				strings.Join(c.history, "\n    "))
+			return fmt.Errorf("seed %d, round %d: %w\nthe log of the life before:\n%s\nthe last rounds:\n%s", seed, c.rounds,
+				c.target.withLog(err), c.before, strings.Join(c.history, "\n"))
 		}
 	}
 	end()
@@ -267,6 +268,7 @@ func (c *chaos) round(ctx context.Context) error {
 	case served == nil && !c.ledger.ended():
 		return errors.New("the service has ended though nobody ended it")
 	case served == nil:
+		c.before = c.target.logTail()
 		c.target.stop(ctx)
 		if err := c.begin(ctx); err != nil {
 			return err

@@ -73,6 +73,8 @@ func serveMain(args []string) error {
 	go ctl.answer()
 	var options []gracehttp.Option
 	if c.version != "" {
+		// The kernel sends it to a group with a frozen process when the first generation ends: the group is orphaned then.
+		signal.Ignore(syscall.SIGHUP)
 		misbehave(c.version)
 		options = append(options, gracehttp.StartTimeout(chaosStartTimeout))
 	}
