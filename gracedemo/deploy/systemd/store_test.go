@@ -18,6 +18,7 @@ func TestListenersOutliveACrash(t *testing.T) {
 	d.Await("NFileDescriptorStore", "3")
 	d.reload()
 	pid := d.reload()
+	awaitMain(t, d.Unit, pid)
 	d.Await("NFileDescriptorStore", "3")
 	inode := listenerInode(t, d.addr)
 
@@ -32,6 +33,7 @@ func TestListenersOutliveACrash(t *testing.T) {
 			t.Errorf("the listening socket is %s, was %s before the crash", now, inode)
 		}
 		pid = d.reload()
+		awaitMain(t, d.Unit, pid)
 	}
 	equal(t, d.Unit, "NRestarts", "2")
 	equal(t, d.Unit, "NFileDescriptorStore", "3")
