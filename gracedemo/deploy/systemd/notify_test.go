@@ -44,8 +44,12 @@ func TestServiceAsItStands(t *testing.T) {
 	}
 	stop()
 	equal(t, u, "NRestarts", "0")
-	if log := u.Journal(); strings.Contains(log, "only permitted for") {
+	log := u.Journal()
+	if strings.Contains(log, "only permitted for") {
 		t.Error("systemd was told something by a process that it does not trust")
+	}
+	if strings.Contains(log, "Cannot store") {
+		t.Error("systemd was asked to keep what it does not")
 	}
 
 	// restart and stop work as on the first day.
@@ -187,7 +191,7 @@ func TestWatchdogOverAReload(t *testing.T) {
 // A supervisor is the main process all along, and passes on what generations say.
 func TestSupervisedService(t *testing.T) {
 	t.Parallel()
-	d := newDemo(t, "gracedemo.service", "FileDescriptorStoreMax=8", "WatchdogSec=3", "TimeoutStopSec=1")
+	d := newStoringDemo(t, "WatchdogSec=3", "TimeoutStopSec=1")
 	replace(t, d.program, script(t, d.program+".supervised",
 		fmt.Sprintf("exec %s -supervise \"$@\"", systemd.Program(t, "gracedemo"))))
 	d.Do("start")

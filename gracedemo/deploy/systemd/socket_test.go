@@ -196,7 +196,7 @@ Service=datagrams.service
 // twice.
 func TestSocketsOfUnitsAreNotStored(t *testing.T) {
 	t.Parallel()
-	d := newDemo(t, "gracedemo.service", "FileDescriptorStoreMax=8", "RestartSec=100ms")
+	d := newStoringDemo(t, "RestartSec=100ms")
 	socket := systemd.System.Write(t, strings.TrimSuffix(d.Name, ".service")+".socket", `
 [Socket]
 ListenStream=`+d.addr+`
