@@ -113,6 +113,26 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
+func TestBalancersTakeTheirConfigurations(t *testing.T) {
+	t.Run("haproxy", func(t *testing.T) {
+		need(t, "haproxy")
+		run(t, "haproxy", "-c", "-f", "fleet/haproxy.cfg")
+	})
+	t.Run("nginx", func(t *testing.T) {
+		need(t, "nginx")
+		file, err := filepath.Abs("fleet/nginx.conf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		main := filepath.Join(dir, "main.conf")
+		if err := os.WriteFile(main, []byte("pid pid; error_log stderr; events {} http { access_log off; include "+file+"; }"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "nginx", "-t", "-p", dir, "-c", main)
+	})
+}
+
 // demo builds the demo as it is deployed.
 func demo(t *testing.T, dir string) string {
 	t.Helper()
