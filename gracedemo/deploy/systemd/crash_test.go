@@ -51,6 +51,19 @@ func TestCrashAroundAReload(t *testing.T) {
 		d.rolledBack(old)
 	})
 
+	t.Run("successor, in the standby", func(t *testing.T) {
+		t.Parallel()
+		d := newDemo(t, "gracedemo.service", settings...)
+		d.useTestServer("-standby 1m")
+		d.Do("start")
+		old := d.MainPID()
+		next := d.reload()
+		time.Sleep(1500 * time.Millisecond) // not only at its begin
+		kill(t, next)
+		d.AwaitLog("serving again")
+		d.rolledBack(old)
+	})
+
 	t.Run("successor, after the drain", func(t *testing.T) {
 		t.Parallel()
 		d := newDemo(t, "gracedemo.service", settings...)

@@ -66,9 +66,9 @@ func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "Restart=on-failure", "KillMode="+mode, how.setting)
 	d.Do("start")
 	old, group := d.MainPID(), d.Get("ControlGroup")
-	held := hold(t, d.addr, "/sleep/")
+	held := hold(t, d.addr, d.held)
 	next := d.reload()
-	its := hold(t, d.addr, "/sleep/")
+	its := hold(t, d.addr, d.held)
 	if at.over {
 		held.release()
 	}
@@ -100,6 +100,69 @@ func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 	equal(t, d.Unit, "NRestarts", "0")
 	if len(left) > 0 {
 		t.Errorf("processes %v are left over of pid %d and its successor, pid %d", left, old, next)
+	}
+}
+
+// Three generations: the second one drains, too, and is the main process.
+func TestStopInTwoDrains(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"control-group", "mixed", "process"} {
+		for _, last := range []int{0, 1, 2} {
+			t.Run(fmt.Sprintf("%s/generation %d last", mode, last+1), func(t *testing.T) {
+				t.Parallel()
+				d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "Restart=on-failure", "KillMode="+mode)
+				d.Do("start")
+				group := d.Get("ControlGroup")
+				pids := []int{d.MainPID()}
+				requests := []*held{hold(t, d.addr, d.held)}
+				for range 2 {
+					pids = append(pids, d.reload())
+					requests = append(requests, hold(t, d.addr, d.held))
+				}
+				for n, h := range requests {
+					after := 300 * time.Millisecond
+					if n == last {
+						after = 1200 * time.Millisecond
+					}
+					time.AfterFunc(after, h.release)
+				}
+				d.Do("stop")
+				left := members(t, group)
+				for n, h := range requests {
+					h.by(pids[max(n-1, 0) : n+1]...) // for a moment two of them accept
+				}
+				equal(t, d.Unit, "Result", "success")
+				if len(left) > 0 {
+					t.Errorf("of pids %v these are left over: %v", pids, left)
+				}
+			})
+		}
+	}
+}
+
+// A predecessor that stands by is the main process.
+func TestStopInTheStandby(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"control-group", "mixed", "process"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "KillMode="+mode)
+			d.useTestServer("-standby 1m")
+			d.Do("start")
+			group, old := d.Get("ControlGroup"), d.MainPID()
+			next := d.reload()
+			h := hold(t, d.addr, d.held)
+			time.Sleep(1200 * time.Millisecond) // no event: this is the instant
+			equal(t, d.Unit, "MainPID", strconv.Itoa(old))
+			time.AfterFunc(1200*time.Millisecond, h.release)
+			d.Do("stop")
+			left := members(t, group)
+			h.by(next, old)
+			equal(t, d.Unit, "Result", "success")
+			if len(left) > 0 {
+				t.Errorf("of pids %d and %d these are left over: %v", old, next, left)
+			}
+		})
 	}
 }
 
