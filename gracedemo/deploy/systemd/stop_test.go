@@ -15,11 +15,13 @@ import (
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
+var killModes = []string{"control-group", "mixed", "process"} // all that let a service finish
+
 // A stop, however it is asked for and whenever in the drain, finishes the requests of
 // both processes, and is a success.
 func TestStopInADrain(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"control-group", "mixed", "process"} {
+	for _, mode := range killModes {
 		for _, how := range []stop{
 			{name: "stop", do: func(u *systemd.Unit) { u.Do("stop") }},
 			{name: "restart", do: func(u *systemd.Unit) { u.Do("restart") }, again: true},
@@ -62,31 +64,31 @@ type instant struct {
 
 func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 	// Both requests outlast TimeoutStopSec: the service asks for the time.
-	const first, second = 800 * time.Millisecond, 1600 * time.Millisecond
+	const soon, late = 800 * time.Millisecond, 1600 * time.Millisecond
 	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "Restart=on-failure", "KillMode="+mode, how.setting)
 	d.Do("start")
 	old, group := d.MainPID(), d.Get("ControlGroup")
-	held := hold(t, d.addr, d.held)
+	first := hold(t, d.addr, d.held)
 	next := d.reload()
-	its := hold(t, d.addr, d.held)
+	second := hold(t, d.addr, d.held)
 	if at.over {
-		held.release()
+		first.release()
 	}
 	time.Sleep(at.wait) // no event: this is the instant
 
 	if at.last == "predecessor" {
-		time.AfterFunc(first, its.release)
-		time.AfterFunc(second, held.release)
+		time.AfterFunc(soon, second.release)
+		time.AfterFunc(late, first.release)
 	} else {
 		if !at.over {
-			time.AfterFunc(first, held.release)
+			time.AfterFunc(soon, first.release)
 		}
-		time.AfterFunc(second, its.release)
+		time.AfterFunc(late, second.release)
 	}
 	how.do(d.Unit)
 	left := members(t, group)
-	held.by(old)
-	its.by(next, old) // for a moment both accept
+	first.by(old)
+	second.by(next, old) // for a moment both accept
 	equal(t, d.Unit, "Result", "success")
 	if how.again {
 		left = slices.DeleteFunc(left, func(pid int) bool { return pid == d.MainPID() })
@@ -106,7 +108,7 @@ func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 // Three generations: the second one drains, too, and is the main process.
 func TestStopInTwoDrains(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"control-group", "mixed", "process"} {
+	for _, mode := range killModes {
 		for _, last := range []int{0, 1, 2} {
 			t.Run(fmt.Sprintf("%s/generation %d last", mode, last+1), func(t *testing.T) {
 				t.Parallel()
@@ -143,7 +145,7 @@ func TestStopInTwoDrains(t *testing.T) {
 // A predecessor that stands by is the main process.
 func TestStopInTheStandby(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"control-group", "mixed", "process"} {
+	for _, mode := range killModes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "KillMode="+mode)
