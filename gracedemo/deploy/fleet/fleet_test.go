@@ -4,6 +4,7 @@
 package fleet
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -93,6 +94,10 @@ func TestRollingRestartLosesNothing(t *testing.T) {
 			continue
 		}
 		config, err := os.ReadFile(b.file)
+		if b.name == "haproxy" {
+			// What it learns within the lame duck has to be enough: it does not try again.
+			config = bytes.Replace(config, []byte("defaults\n"), []byte("defaults\n\tretries 0\n"), 1)
+		}
 		if err == nil {
 			err = os.MkdirAll(filepath.Dir(b.to), 0o755)
 		}
