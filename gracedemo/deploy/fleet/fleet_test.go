@@ -129,7 +129,10 @@ func TestRollingRestartLosesNothing(t *testing.T) {
 		t.Logf("%s: %d requests, %d lost", name, l.answers.Load(), l.lost.Load())
 	}
 	for _, u := range instances {
-		u.Do("stop")
+		u.Systemctl("stop", "--no-block")
+	}
+	for _, u := range instances {
+		u.Await("ActiveState", "inactive|failed")
 		if result := u.Get("Result"); result != "success" {
 			t.Errorf("Result of %s is %q", u.Name, result)
 		}
