@@ -141,13 +141,11 @@ func awaitStatus(t *testing.T, u *systemd.Unit, want ...string) {
 // awaitAnotherThan waits until a new process answers.
 func awaitAnotherThan(t *testing.T, addr string, old int) (pid int) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
-		if pid = ask(t, addr); pid != old {
-			return pid
-		}
-	}
-	t.Fatalf("pid %d still answers", old)
-	return 0
+	driver.Eventually(t, fmt.Sprintf("another process than pid %d to answer", old), func() bool {
+		pid = ask(t, addr)
+		return pid != old
+	})
+	return pid
 }
 
 // A client talks to a demo.

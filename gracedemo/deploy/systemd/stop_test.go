@@ -65,7 +65,7 @@ type instant struct {
 func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 	// Both requests outlast TimeoutStopSec: the service asks for the time.
 	const soon, late = 800 * time.Millisecond, 1600 * time.Millisecond
-	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "Restart=on-failure", "KillMode="+mode, how.setting)
+	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "Restart=on-failure", "KillMode="+mode, how.setting)
 	d.Do("start")
 	old, group := d.MainPID(), d.Get("ControlGroup")
 	first := hold(t, d.addr, d.held)
@@ -112,7 +112,7 @@ func TestStopInTwoDrains(t *testing.T) {
 		for _, last := range []int{0, 1, 2} {
 			t.Run(fmt.Sprintf("%s/generation %d last", mode, last+1), func(t *testing.T) {
 				t.Parallel()
-				d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "Restart=on-failure", "KillMode="+mode)
+				d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "Restart=on-failure", "KillMode="+mode)
 				d.Do("start")
 				group := d.Get("ControlGroup")
 				pids := []int{d.MainPID()}
@@ -124,7 +124,7 @@ func TestStopInTwoDrains(t *testing.T) {
 				for n, h := range requests {
 					after := 300 * time.Millisecond
 					if n == last {
-						after = 1200 * time.Millisecond
+						after = 1600 * time.Millisecond
 					}
 					time.AfterFunc(after, h.release)
 				}
@@ -148,7 +148,7 @@ func TestStopInTheStandby(t *testing.T) {
 	for _, mode := range killModes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=500ms", "KillMode="+mode)
+			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "KillMode="+mode)
 			d.useTestServer("-standby 1m")
 			d.Do("start")
 			group, old := d.Get("ControlGroup"), d.MainPID()
@@ -156,7 +156,7 @@ func TestStopInTheStandby(t *testing.T) {
 			h := hold(t, d.addr, d.held)
 			time.Sleep(1200 * time.Millisecond) // no event: this is the instant
 			equal(t, d.Unit, "MainPID", strconv.Itoa(old))
-			time.AfterFunc(1200*time.Millisecond, h.release)
+			time.AfterFunc(1600*time.Millisecond, h.release)
 			d.Do("stop")
 			left := members(t, group)
 			h.by(next, old)

@@ -137,7 +137,7 @@ func runBox(dir string, programs []string) (status int, err error) {
 		}
 	}
 
-	flags := []string{}
+	flags := []string{"-t", "570"} // before go test loses patience
 	if layer := os.Getenv(envLayer); layer != "" {
 		flags = append(flags, "-l", layer)
 	}
