@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/facebookgo/grace/internal/testserver/systemd"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 var killModes = []string{"control-group", "mixed", "process"} // all that let a service finish
@@ -23,21 +23,23 @@ func TestStopInADrain(t *testing.T) {
 	t.Parallel()
 	for _, mode := range killModes {
 		for _, how := range []stop{
-			{name: "stop", do: func(u *systemd.Unit) { u.Do("stop") }},
-			{name: "restart", do: func(u *systemd.Unit) { u.Do("restart") }, again: true},
-			{name: "kill", do: func(u *systemd.Unit) { u.Do("kill"); u.Await("ActiveState", "inactive|failed") }},
+			{name: "stop", command: []string{"stop", "--no-block"}},
+			{name: "restart", command: []string{"restart", "--no-block"}},
+			{name: "kill", command: []string{"kill"}},
 			// The main process hears of it twice.
-			{name: "ExecStop", do: func(u *systemd.Unit) { u.Do("stop") }, setting: "ExecStop=/bin/kill -s TERM $MAINPID"},
+			{name: "ExecStop", command: []string{"stop", "--no-block"}, setting: "ExecStop=/bin/kill -s TERM $MAINPID"},
 		} {
 			for _, at := range []instant{
-				{name: "at its begin", last: "successor"},
-				{name: "in it", wait: 1200 * time.Millisecond, last: "predecessor"},
-				{name: "in it", wait: 1200 * time.Millisecond, last: "successor"},
-				{name: "at its end", over: true, last: "successor"},
-				{name: "just after", over: true, wait: 10 * time.Millisecond, last: "successor"},
-				{name: "after it", over: true, wait: 300 * time.Millisecond, last: "successor"},
+				{name: "at its begin", first: soon, second: late},
+				{name: "in it, the predecessor last", wait: 1200 * time.Millisecond, first: late, second: soon},
+				{name: "in it, the successor last", wait: 1200 * time.Millisecond, first: soon, second: late},
+				// systemd has decided on the stop, and the predecessor does not know yet.
+				{name: "just before its end", wait: 100 * time.Millisecond, first: 5 * time.Millisecond, second: late},
+				{name: "at its end", first: -1 * time.Millisecond, second: late},
+				{name: "just after its end", first: -20 * time.Millisecond, second: late},
+				{name: "after its end", first: -300 * time.Millisecond, second: late},
 			} {
-				t.Run(fmt.Sprintf("%s/%s/%s, the %s last", mode, how.name, at.name, at.last), func(t *testing.T) {
+				t.Run(mode+"/"+how.name+"/"+at.name, func(t *testing.T) {
 					t.Parallel()
 					stopInADrain(t, mode, how, at)
 				})
@@ -50,54 +52,57 @@ func TestStopInADrain(t *testing.T) {
 type stop struct {
 	name    string
 	setting string // of the unit
-	do      func(*systemd.Unit)
-	again   bool // the unit is to be active again
+	command []string
 }
 
 // An instant of a drain.
 type instant struct {
-	name string
-	over bool          // the predecessor's request is finished
-	wait time.Duration // since that, or since the successor answers
-	last string        // whose request is finished last
+	name          string
+	wait          time.Duration // from the successor's first answer on
+	first, second time.Duration // when the requests of the two are finished, from the stop on
 }
 
+// Late is later than TimeoutStopSec: the service asks for the time.
+const soon, late = 500 * time.Millisecond, 1600 * time.Millisecond
+
 func stopInADrain(t *testing.T, mode string, how stop, at instant) {
-	// Both requests outlast TimeoutStopSec: the service asks for the time.
-	const soon, late = 800 * time.Millisecond, 1600 * time.Millisecond
 	d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "Restart=on-failure", "KillMode="+mode, how.setting)
 	d.Do("start")
 	old, group := d.MainPID(), d.Get("ControlGroup")
 	first := hold(t, d.addr, d.held)
 	next := d.reload()
 	second := hold(t, d.addr, d.held)
-	if at.over {
-		first.release()
-	}
-	time.Sleep(at.wait) // no event: this is the instant
 
-	if at.last == "predecessor" {
-		time.AfterFunc(soon, second.release)
-		time.AfterFunc(late, first.release)
-	} else {
-		if !at.over {
-			time.AfterFunc(soon, first.release)
-		}
-		time.AfterFunc(late, second.release)
+	time.Sleep(at.wait) // no event: this is the instant
+	if at.first < 0 {
+		first.release()
+		time.Sleep(-at.first)
 	}
-	how.do(d.Unit)
+	d.Systemctl(how.command...)
+	if at.first > 0 {
+		time.AfterFunc(at.first, first.release)
+	}
+	time.AfterFunc(at.second, second.release)
+
+	if how.name == "restart" {
+		driver.Eventually(t, "a new main process", func() bool {
+			pid := d.MainPID()
+			return pid != 0 && pid != old && pid != next
+		})
+		d.Await("ActiveState", "active")
+	} else {
+		d.Await("ActiveState", "inactive|failed")
+	}
 	left := members(t, group)
 	first.by(old)
 	second.by(next, old) // for a moment both accept
 	equal(t, d.Unit, "Result", "success")
-	if how.again {
-		left = slices.DeleteFunc(left, func(pid int) bool { return pid == d.MainPID() })
-		equal(t, d.Unit, "ActiveState", "active")
-		if pid := ask(t, d.addr); pid != d.MainPID() || pid == old || pid == next {
-			t.Errorf("pid %d answers, the main process is pid %d, and before there were pid %d and %d", pid, d.MainPID(), old, next)
+	if how.name == "restart" {
+		main := d.MainPID()
+		left = slices.DeleteFunc(left, func(pid int) bool { return pid == main })
+		if pid := ask(t, d.addr); pid != main {
+			t.Errorf("pid %d answers, the main process is pid %d", pid, main)
 		}
-	} else {
-		equal(t, d.Unit, "ActiveState", "inactive")
 	}
 	equal(t, d.Unit, "NRestarts", "0")
 	if len(left) > 0 {
@@ -121,14 +126,15 @@ func TestStopInTwoDrains(t *testing.T) {
 					pids = append(pids, d.reload())
 					requests = append(requests, hold(t, d.addr, d.held))
 				}
+				d.Systemctl("stop", "--no-block")
 				for n, h := range requests {
-					after := 300 * time.Millisecond
 					if n == last {
-						after = 1600 * time.Millisecond
+						time.AfterFunc(late, h.release)
+					} else {
+						time.AfterFunc(soon, h.release)
 					}
-					time.AfterFunc(after, h.release)
 				}
-				d.Do("stop")
+				d.Await("ActiveState", "inactive|failed")
 				left := members(t, group)
 				for n, h := range requests {
 					h.by(pids[max(n-1, 0) : n+1]...) // for a moment two of them accept
@@ -156,8 +162,9 @@ func TestStopInTheStandby(t *testing.T) {
 			h := hold(t, d.addr, d.held)
 			time.Sleep(1200 * time.Millisecond) // no event: this is the instant
 			equal(t, d.Unit, "MainPID", strconv.Itoa(old))
-			time.AfterFunc(1600*time.Millisecond, h.release)
-			d.Do("stop")
+			d.Systemctl("stop", "--no-block")
+			time.AfterFunc(late, h.release)
+			d.Await("ActiveState", "inactive|failed")
 			left := members(t, group)
 			h.by(next, old)
 			equal(t, d.Unit, "Result", "success")
