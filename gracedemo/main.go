@@ -41,6 +41,7 @@ var (
 	address2  = flag.String("a2", ":48569", "Second address to bind to.")
 	pidFile   = flag.String("pidfile", "", "File to keep the process id in.")
 	restart   = flag.Bool("restart", false, "Restart the demo that serves the zero address, and wait for the outcome.")
+	store     = flag.Bool("store", false, "Have systemd keep the listening sockets over a crash; 254 and later say by themselves that they can.")
 	supervise = flag.Bool("supervise", false, "Keep this process as the parent of all that follow.")
 	started   = time.Now()
 )
@@ -55,14 +56,17 @@ func main() {
 			log.Fatal(err)
 		}
 	}
+	options := []gracehttp.Option{gracehttp.PIDFile(*pidFile)}
+	if *store || os.Getenv("FDSTORE") != "" { // see systemd.exec(5)
+		options = append(options, gracehttp.StoreListeners())
+	}
 	err := gracehttp.ServeWithOptions(
 		[]*http.Server{
 			{Addr: *address0, Handler: newHandler("Zero  ")},
 			{Addr: *address1, Handler: newHandler("First ")},
 			{Addr: *address2, Handler: newHandler("Second")},
 		},
-		gracehttp.PIDFile(*pidFile),
-		gracehttp.StoreListeners(),
+		options...,
 	)
 	if err != nil {
 		log.Fatal(err)

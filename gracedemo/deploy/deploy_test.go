@@ -32,9 +32,14 @@ const (
 // run runs a command and returns what it prints.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	return output(t, exec.Command(name, args...))
+}
+
+func output(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
 	}
 	return strings.TrimSpace(string(out))
 }
@@ -106,6 +111,26 @@ func need(t *testing.T, programs ...string) {
 			t.Skipf("no %s here", program)
 		}
 	}
+}
+
+func TestBalancersTakeTheirConfigurations(t *testing.T) {
+	t.Run("haproxy", func(t *testing.T) {
+		need(t, "haproxy")
+		run(t, "haproxy", "-c", "-f", "fleet/haproxy.cfg")
+	})
+	t.Run("nginx", func(t *testing.T) {
+		need(t, "nginx")
+		file, err := filepath.Abs("fleet/nginx.conf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		main := filepath.Join(dir, "main.conf")
+		if err := os.WriteFile(main, []byte("pid pid; error_log stderr; events {} http { access_log off; include "+file+"; }"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "nginx", "-t", "-p", dir, "-c", main)
+	})
 }
 
 // demo builds the demo as it is deployed.

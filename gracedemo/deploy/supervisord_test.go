@@ -4,7 +4,6 @@ package deploy
 
 import (
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -31,37 +30,18 @@ func TestSupervisord(t *testing.T) {
 	demo(t, "/usr/local/bin")
 	copyFile(t, "/etc/supervisor/conf.d/gracedemo.conf", "supervisord.conf")
 
-	supervisord := exec.Command("supervisord", "-n", "-c", config)
-	if err := supervisord.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		supervisord.Process.Kill()
-		supervisord.Wait()
-		if t.Failed() {
-			log, _ := os.ReadFile("/var/log/gracedemo.log")
-			t.Logf("the demo said:\n%s", log)
-			log, _ = os.ReadFile("/var/log/supervisor/supervisord.log")
-			t.Logf("supervisord said:\n%s", log)
-		}
-	})
+	background(t, "/var/log/gracedemo.log", "supervisord", "-n", "-c", config)
 	serving(t)
 
 	pid := run(t, "supervisorctl", "-c", config, "pid", "gracedemo")
-	if argv, err := os.ReadFile("/proc/" + pid + "/cmdline"); err != nil || !strings.HasPrefix(string(argv), "/usr/local/bin/gracedemo\x00-supervise") {
-		t.Errorf("supervisord started %q (%v)", argv, err)
-	}
-	load := driver.StartLoad(t, address, path)
-	const restarts = 20
-	for n := range restarts {
+	supervises(t, pid)
+	restartUnderLoad(t, func(n int) {
 		if n < 2 {
 			run(t, "supervisorctl", "-c", config, "signal", "USR2", "gracedemo")
 		} else { // what that does, without waiting for Python
 			run(t, "kill", "-USR2", pid)
 		}
-		load.Await(n + 2)
-	}
-	t.Logf("%d requests over %d restarts", load.NothingLost(), restarts)
+	})
 	if now := run(t, "supervisorctl", "-c", config, "pid", "gracedemo"); now != pid {
 		t.Errorf("supervisord knows pid %s, before the restarts it was %s", now, pid)
 	}
@@ -77,9 +57,7 @@ func TestSupervisord(t *testing.T) {
 	answered := slowly(t)
 	run(t, "supervisorctl", "-c", config, "stop", "gracedemo")
 	answered()
-	if out, _ := exec.Command("pgrep", "gracedemo").Output(); len(out) > 0 {
-		t.Errorf("after the stop these still run: %s", out)
-	}
+	nobodyLeft(t)
 	log, err := os.ReadFile("/var/log/supervisor/supervisord.log")
 	if err != nil || !strings.Contains(string(log), "stopped: gracedemo (exit status 0)") {
 		t.Errorf("supervisord's log does not tell of a clean stop (%v):\n%s", err, log)

@@ -5,7 +5,6 @@ package deploy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -83,6 +82,12 @@ var demos atomic.Int32
 // side: with its own program and addresses.
 func newDemo(t *testing.T, file string, settings ...string) *demo {
 	t.Helper()
+	return newDemoWith(t, file, "", settings...)
+}
+
+// newDemoWith adds flags to the command line.
+func newDemoWith(t *testing.T, file, flags string, settings ...string) *demo {
+	t.Helper()
 	systemd.Need(t)
 	n := int(demos.Add(1))
 	name := fmt.Sprintf("demo%d.service", n)
@@ -93,8 +98,8 @@ func newDemo(t *testing.T, file string, settings ...string) *demo {
 		held:    "/sleep/",
 	}
 	replace(t, d.program, systemd.Program(t, "gracedemo"))
-	command := fmt.Sprintf("ExecStart=%s -a0 %s -a1 127.0.0.1:%d -a2 127.0.0.1:%d",
-		d.program, d.addr, 20001+10*n, 20002+10*n)
+	command := fmt.Sprintf("ExecStart=%s -a0 %s -a1 127.0.0.1:%d -a2 127.0.0.1:%d %s",
+		d.program, d.addr, 20001+10*n, 20002+10*n, flags)
 	lines := append([]string{"[Service]", "ExecStart=", command}, settings...)
 	d.Unit = systemd.System.Install(t, file, name, strings.Join(lines, "\n")+"\n")
 	return d
@@ -108,19 +113,20 @@ func (d *demo) useTestServer(args ...string) {
 	d.held = "/echo"
 }
 
-// reload reloads, and waits for the new main process.
+// reload reloads, and waits until a new process answers.
 func (d *demo) reload() (pid int) {
 	d.t.Helper()
-	old := d.MainPID()
+	old := ask(d.t, d.addr)
 	d.Do("reload")
-	return awaitNewMain(d.t, d.Unit, old)
+	return awaitAnotherThan(d.t, d.addr, old)
 }
 
-func awaitNewMain(t *testing.T, u *systemd.Unit, old int) (pid int) {
+// awaitMain waits until this is the main process: the drain of its predecessor, which
+// was it until then, is over.
+func awaitMain(t *testing.T, u *systemd.Unit, pid int) {
 	t.Helper()
-	u.Await("MainPID", fmt.Sprintf(`(?:%s)`, otherThan(old)))
+	u.Await("MainPID", strconv.Itoa(pid))
 	u.Await("SubState", "running")
-	return u.MainPID()
 }
 
 // awaitStatus waits until systemctl status shows all of it.
@@ -135,27 +141,11 @@ func awaitStatus(t *testing.T, u *systemd.Unit, want ...string) {
 // awaitAnotherThan waits until a new process answers.
 func awaitAnotherThan(t *testing.T, addr string, old int) (pid int) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
-		if pid = ask(t, addr); pid != old {
-			return pid
-		}
-	}
-	t.Fatalf("pid %d still answers", old)
-	return 0
-}
-
-// otherThan is a pattern for process ids that are not this one, nor 0.
-func otherThan(pid int) string {
-	// RE2 has no negation: all prefixes, with another digit or length.
-	s := strconv.Itoa(pid)
-	var all []string
-	for i := range s {
-		all = append(all, s[:i]+fmt.Sprintf("[^%c]", s[i])+`\d*`)
-		if i > 0 {
-			all = append(all, s[:i])
-		}
-	}
-	return strings.Join(append(all, s+`\d+`), "|")
+	driver.Eventually(t, fmt.Sprintf("another process than pid %d to answer", old), func() bool {
+		pid = ask(t, addr)
+		return pid != old
+	})
+	return pid
 }
 
 // A client talks to a demo.
@@ -237,29 +227,31 @@ func ask(t *testing.T, addr string) (pid int) {
 type held struct {
 	t      *testing.T
 	body   *io.PipeWriter
-	answer chan int
+	answer chan answer
+}
+
+type answer struct {
+	pid int
+	err error
 }
 
 // hold begins a request, and returns when it is being handled.
 func hold(t *testing.T, addr, path string) *held {
 	t.Helper()
 	body, w := io.Pipe()
-	h := &held{t: t, body: w, answer: make(chan int, 1)}
+	h := &held{t: t, body: w, answer: make(chan answer, 1)}
 	began := make(chan struct{})
 	go func() {
 		c := newClient(addr)
 		defer c.CloseIdleConnections()
 		pid, err := c.post(path, body, func() { close(began) })
-		if err != nil {
-			t.Errorf("a request that is under way: %v", err)
-		}
-		h.answer <- pid
+		h.answer <- answer{pid, err}
 	}()
 	t.Cleanup(func() { w.Close() })
 	select {
 	case <-began:
-	case <-h.answer:
-		t.FailNow()
+	case a := <-h.answer:
+		t.Fatalf("a request to %s: %v", addr, a.err)
 	}
 	return h
 }
@@ -281,8 +273,10 @@ func (h *held) finish(pids ...int) {
 // processes: for a moment two of them accept connections.
 func (h *held) by(pids ...int) {
 	h.t.Helper()
-	if by := <-h.answer; !slices.Contains(pids, by) {
-		h.t.Errorf("pid %d answered the request that pid %d had begun", by, pids)
+	if a := <-h.answer; a.err != nil {
+		h.t.Errorf("the request that pid %d had begun: %v", pids, a.err)
+	} else if !slices.Contains(pids, a.pid) {
+		h.t.Errorf("pid %d answered the request that pid %d had begun", a.pid, pids)
 	}
 }
 
@@ -333,22 +327,4 @@ func equal(t *testing.T, u *systemd.Unit, property, want string) {
 	if is := u.Get(property); is != want {
 		t.Errorf("%s of %s is %q, want %q", property, u.Name, is, want)
 	}
-}
-
-// processes returns those of the unit's control group.
-func processes(t *testing.T, u *systemd.Unit) (pids []int) {
-	t.Helper()
-	group := u.Get("ControlGroup")
-	if group == "" {
-		return nil
-	}
-	b, err := os.ReadFile("/sys/fs/cgroup" + group + "/cgroup.procs")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
-	for _, field := range strings.Fields(string(b)) {
-		pid, _ := strconv.Atoi(field)
-		pids = append(pids, pid)
-	}
-	return pids
 }

@@ -23,11 +23,9 @@ func TestForkingAsItStands(t *testing.T) {
 	for range 3 {
 		h := hold(t, "127.0.0.1:48568", "/sleep/")
 		u.Do("reload")
+		pid := awaitAnotherThan(t, "127.0.0.1:48569", old)
 		h.finish(old)
-		pid := awaitNewMain(t, u, old)
-		if is := ask(t, "127.0.0.1:48569"); is != pid {
-			t.Errorf("pid %d answers, the main process is pid %d", is, pid)
-		}
+		awaitMain(t, u, pid)
 		old = pid
 	}
 	stop()
@@ -35,9 +33,10 @@ func TestForkingAsItStands(t *testing.T) {
 	if is, pid := ask(t, "127.0.0.1:48567"), u.MainPID(); is != pid || is == old {
 		t.Errorf("after a restart of pid %d, pid %d answers and the main process is pid %d", old, is, pid)
 	}
+	group := u.Get("ControlGroup")
 	u.Do("stop")
 	equal(t, u, "Result", "success")
-	if left := processes(t, u); len(left) > 0 {
+	if left := members(t, group); len(left) > 0 {
 		t.Errorf("the service is stopped, and processes %v are left", left)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
@@ -37,7 +38,7 @@ func TestSocketsAsTheyStand(t *testing.T) {
 	for range 2 {
 		h := hold(t, "127.0.0.1:48569", "/sleep/")
 		service.Do("reload")
-		pid := awaitNewMain(t, service, old)
+		pid := awaitAnotherThan(t, "127.0.0.1:48568", old)
 		h.finish(old)
 		service.Do("restart")
 		if old = service.MainPID(); old == pid {
@@ -77,11 +78,11 @@ func TestSocketsByName(t *testing.T) {
 	stop := load(t, path, true)
 	defer stop()
 	service.Do("reload")
-	awaitNewMain(t, service, first)
+	awaitAnotherThan(t, path, first)
 	service.Do("restart")
 	third := service.MainPID()
 	service.Do("reload")
-	awaitNewMain(t, service, third)
+	awaitAnotherThan(t, path, third)
 	stop()
 
 	// The path is systemd's: no end of any process removes it.
@@ -178,7 +179,8 @@ Service=datagrams.service
 		if verb == "stop" {
 			exchange("udp", "lazy start again")
 		}
-		awaitNewMain(t, service, old)
+		driver.Eventually(t, "a new main process", func() bool { pid := service.MainPID(); return pid != 0 && pid != old })
+		service.Await("SubState", "running")
 		if by := exchange("udp", "after the "+verb); by == old {
 			t.Errorf("after a %s pid %d still answers", verb, by)
 		}
@@ -194,7 +196,7 @@ Service=datagrams.service
 // twice.
 func TestSocketsOfUnitsAreNotStored(t *testing.T) {
 	t.Parallel()
-	d := newDemo(t, "gracedemo.service", "FileDescriptorStoreMax=8", "RestartSec=100ms")
+	d := newStoringDemo(t, "RestartSec=100ms")
 	socket := systemd.System.Write(t, strings.TrimSuffix(d.Name, ".service")+".socket", `
 [Socket]
 ListenStream=`+d.addr+`
@@ -208,7 +210,7 @@ ListenStream=`+d.addr+`
 		t.Errorf("pid %d answers, which was killed", pid)
 	}
 	d.Await("SubState", "running")
-	d.reload()
+	awaitMain(t, d.Unit, d.reload())
 	equal(t, d.Unit, "NFileDescriptorStore", "2")
 	// Each of the three is one socket, in one descriptor.
 	if n := listeners(t, d.MainPID()); n != 3 {

@@ -9,15 +9,18 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
 func TestListenersOutliveACrash(t *testing.T) {
 	t.Parallel()
-	d := newDemo(t, "gracedemo.service", "FileDescriptorStoreMax=8", "RestartSec=1")
+	d := newStoringDemo(t, "RestartSec=1")
 	d.Do("start")
 	d.Await("NFileDescriptorStore", "3")
 	d.reload()
 	pid := d.reload()
+	awaitMain(t, d.Unit, pid)
 	d.Await("NFileDescriptorStore", "3")
 	inode := listenerInode(t, d.addr)
 
@@ -32,6 +35,7 @@ func TestListenersOutliveACrash(t *testing.T) {
 			t.Errorf("the listening socket is %s, was %s before the crash", now, inode)
 		}
 		pid = d.reload()
+		awaitMain(t, d.Unit, pid)
 	}
 	equal(t, d.Unit, "NRestarts", "2")
 	equal(t, d.Unit, "NFileDescriptorStore", "3")
@@ -42,6 +46,17 @@ func TestListenersOutliveACrash(t *testing.T) {
 		c.Close()
 		t.Error("the service is stopped, and its socket still open")
 	}
+}
+
+// newStoringDemo has systemd keep the sockets. Before version 254 it does not say that
+// it can.
+func newStoringDemo(t *testing.T, settings ...string) *demo {
+	t.Helper()
+	flags := ""
+	if systemd.Version(t) < 254 {
+		flags = "-store"
+	}
+	return newDemoWith(t, "gracedemo.service", flags, append(settings, "FileDescriptorStoreMax=8")...)
 }
 
 // listenerInode returns what tells a listening socket from another one.

@@ -57,7 +57,7 @@ func TestUserManagerIsNotSignalled(t *testing.T) {
 		u.Await("MainPID", strconv.Itoa(pid))
 		stop := load(t, addr, true)
 		u.Do("reload")
-		next := awaitNewMain(t, u, pid)
+		next := awaitAnotherThan(t, addr, pid)
 		u.Do("restart")
 		stop()
 		if by := ask(t, addr); by == next || by == pid {

@@ -4,7 +4,6 @@ package systemd
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -142,22 +141,10 @@ func (u *Unit) Kill(signal string) {
 	u.Systemctl("kill", "--kill-whom=main", "--signal="+signal)
 }
 
-// Get returns a property of the unit. A messenger (see internal/handoff) is the
-// main process for a moment only, which Get waits out.
+// Get returns a property of the unit.
 func (u *Unit) Get(property string) string {
 	u.tb.Helper()
-	var value string
-	driver.Eventually(u.tb, u.Name+" to have a main process that serves", func() bool {
-		value = u.Systemctl("show", "--value", "--property="+property)
-		return property != "MainPID" || !isMessenger(value)
-	})
-	return value
-}
-
-// isMessenger reports whether a process is a messenger, or was one and is gone.
-func isMessenger(pid string) bool {
-	env, err := os.ReadFile("/proc/" + pid + "/environ")
-	return pid != "0" && (err != nil || bytes.Contains(env, []byte("GRACE_MESSENGER=")))
+	return u.Systemctl("show", "--value", "--property="+property)
 }
 
 // MainPID returns what systemd takes for the main process.
@@ -174,17 +161,16 @@ func (u *Unit) MainPID() int {
 func (u *Unit) Await(property, pattern string) string {
 	u.tb.Helper()
 	expr := regexp.MustCompile("^(?:" + pattern + ")$")
-	var is string
-	defer func() {
-		if u.tb.Failed() {
-			u.tb.Logf("%s is %q", property, is)
+	// Each look is a process of its own, which others may need the processor for.
+	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(30 * time.Millisecond) {
+		is := u.Get(property)
+		if expr.MatchString(is) {
+			return is
 		}
-	}()
-	driver.Eventually(u.tb, fmt.Sprintf("%s of %s to be %q", property, u.Name, pattern), func() bool {
-		is = u.Get(property)
-		return expr.MatchString(is)
-	})
-	return is
+		if time.Now().After(deadline) {
+			u.tb.Fatalf("waited %v for %s of %s to be %q: it is %q", driver.Patience, property, u.Name, pattern, is)
+		}
+	}
 }
 
 // Journal returns what the unit has logged since it was installed, and systemd
