@@ -13,7 +13,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -68,10 +67,9 @@ func (g *generation) begin(t *testing.T, to *handoff.Successor) (drained <-chan 
 func (g *generation) beginIn(t *testing.T, parent context.Context, to *handoff.Successor) (drained <-chan error, cancel func()) {
 	ctx, cancel := context.WithCancel(parent)
 	t.Cleanup(cancel)
-	done, begun := make(chan error, 1), make(chan bool)
-	OnDrain(sync.OnceFunc(func() { close(begun) }))(g.app)
+	done, before := make(chan error, 1), g.draining.Load()
 	go func() { done <- g.Drain(ctx, handoff.Drain{To: to}) }()
-	within(t, begun, "the drain to begin")
+	driver.Eventually(t, "the drain to begin", func() bool { return g.draining.Load() != before })
 	return done, cancel
 }
 
@@ -564,18 +562,16 @@ func TestHijackedConnectionsAreWaitedForAndTold(t *testing.T) {
 		for _, kind := range kinds {
 			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
 				t.Parallel()
-				told, shutdown := make(chan bool, 1), make(chan bool, 1)
+				shutdown := make(chan bool, 1)
 				srv := &http.Server{Handler: http.HandlerFunc(echo)}
 				srv.RegisterOnShutdown(func() { shutdown <- true })
 				g := serveKind(t, kind, srv, 10*time.Millisecond)
-				OnDrain(func() { told <- true })(g.app)
 				c := connect(t, g)
 				c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 				if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 					t.Fatalf("answer: %v, %v", resp, err)
 				}
 				drained, _ := g.begin(t, to)
-				within(t, told, "the hook of OnDrain")
 				within(t, shutdown, "the hook of RegisterOnShutdown")
 				select {
 				case err := <-drained:
