@@ -24,7 +24,9 @@ type soakSample struct {
 // benchSoak restarts a server many times, and looks whether the generations grow.
 func benchSoak(ctx context.Context, cfg config, restarts int) error {
 	samples, all, err := runSoak(ctx, cfg, restarts)
-	if err != nil {
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	} else if err != nil {
 		return err
 	}
 	return reportSoak(cfg, samples, all)
