@@ -82,7 +82,7 @@ func TestSendfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := driver.Command{Path: strace, Args: []string{
-		"-f", "-qq", "--seccomp-bpf", "-e", "trace=sendfile", "-e", "signal=none", "-o", calls,
+		"-f", "-qq", "--seccomp-bpf", "-e", "trace=/^sendfile(64)?$", "-e", "signal=none", "-o", calls,
 		driver.Binary(t), "-mode", "http", "-listen", "127.0.0.1:0",
 	}}.Start(t)
 	s := &site{Server: server, t: t, protocol: "tcp", first: server.Ready(1)}
