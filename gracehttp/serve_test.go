@@ -219,9 +219,15 @@ func TestServeReturnsNilAfterASignal(t *testing.T) {
 			c.expect(name + " / 0")
 			clients = append(clients, c)
 		}
+		signaled := time.Now()
 		s.signal(sig)
 		if err := within(t, s.result, "the end of Serve"); err != nil {
 			t.Errorf("Serve after %v: %v", sig, err)
+		}
+		// Clients of idle connections have a second for what they are sending; a terminal
+		// does not wait for that.
+		if took := time.Since(signaled); (took < stopGrace) != (sig == syscall.SIGINT) {
+			t.Errorf("the stop by %v took %v", sig, took)
 		}
 		for _, c := range clients {
 			c.expectEnd()

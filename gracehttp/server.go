@@ -56,9 +56,9 @@ type server struct {
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
 	shut    bool         // we have called its Shutdown
 	unbound bool         // we have closed the socket, since the successor does not want it
-	parked  bool         // Serve waits for what follows on that, or has returned
+	stopped bool         // Serve waits for what follows on that, or has returned
 	closed  bool
-	changes sync.Cond // of shut, unbound, parked or closed
+	changes sync.Cond // of shut, unbound, stopped or closed
 	moved   *movedListener
 	spare   []tcpConn // for connections to come
 }
@@ -171,13 +171,13 @@ func (s *server) Serve(accepting func()) error {
 
 		s.mu.Lock()
 		ours := s.shut || s.unbound || s.closed
-		s.parked = true
+		s.stopped = true
 		s.changes.Broadcast()
 		for ours && (s.shut || s.unbound) && !s.closed {
 			s.changes.Wait()
 		}
 		closed := s.closed
-		s.parked = closed || !ours
+		s.stopped = closed || !ours
 		s.mu.Unlock()
 		switch {
 		case closed:
@@ -455,8 +455,8 @@ func (s *server) Resume() {
 	defer s.mu.Unlock()
 	if s.shut || s.unbound {
 		// The http.Server has closed its listener, or found it closed, which ends the
-		// accepting, before Serve is parked.
-		for !s.parked && !s.closed {
+		// accepting, before Serve stops.
+		for !s.stopped && !s.closed {
 			s.changes.Wait()
 		}
 	}
