@@ -115,10 +115,15 @@ func (d *drain) expiry(c *conn) time.Time {
 	if since.IsZero() {
 		since = c.entry.Since()
 	}
-	if since.After(d.begin) { // it comes from a client that was not told
-		if own := since.Add(d.grace); own.After(until) {
-			until = own
-		}
+	own := d.begin
+	if since.After(own) { // its client was not told
+		own = since.Add(d.grace)
+	}
+	if c.handshaking() && !d.quick { // its request is about to come
+		own = own.Add(d.server.app.idleGrace)
+	}
+	if own.After(until) {
+		until = own
 	}
 	return earlier(until, d.idleEnd)
 }
@@ -167,6 +172,11 @@ func (s *server) LameDuck(length time.Duration) {
 
 // Drain stops accepting, and returns when nothing is open any more.
 func (s *server) Drain(ctx context.Context, how handoff.Drain) error {
+	return s.drain(ctx, how, how.To == nil || !how.To.Keeps(s.socket))
+}
+
+// drain is Drain, by the last process that serves the listening socket or not.
+func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := s.newDrain(ctx, how)
@@ -175,7 +185,6 @@ func (s *server) Drain(ctx context.Context, how handoff.Drain) error {
 	// by the successor, or by the process that systemd starts next; if there is
 	// neither, here.
 	s.listener.Pause()
-	last := how.To == nil || !how.To.Keeps(s.socket)
 	moves := !last && !s.tls && how.To.Moves()
 	d.newPace(moves)
 	if moves {
@@ -188,9 +197,12 @@ func (s *server) Drain(ctx context.Context, how handoff.Drain) error {
 	if was := s.draining.Swap(d); was == nil {
 		s.counts.reset()
 	}
-	if last {
+	switch activated := handoff.Self().Activated(s.socket); {
+	case last && !activated:
 		s.serveBacklog()
-		s.listener.Close()
+		s.closeSocket()
+	case d.stop:
+		s.closeSocket()
 	}
 	if !d.idleEnd.IsZero() {
 		defer time.AfterFunc(time.Until(d.idleEnd), d.endIdle).Stop()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"reflect"
@@ -1449,5 +1450,75 @@ func TestProgramsSetKeepAlivesEnabledIsHarmless(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Where TLS has told the clients already, that is logged.
+func TestProgramThatClosesTLSConnectionsIsLogged(t *testing.T) {
+	t.Parallel()
+	srv := &http.Server{Handler: named("server")}
+	g := serveKind(t, "tls", srv, time.Hour)
+	lines := &lockedBuffer{}
+	g.app.process.Logger = log.New(lines, "", 0)
+	for range 2 {
+		c := connect(t, g)
+		c.send(get)
+		c.expect("server / 0")
+	}
+	driver.Eventually(t, "the server to wait for requests", func() bool {
+		return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(waiting) })
+	})
+	drained, _ := g.begin(t, handOver)
+	srv.SetKeepAlivesEnabled(false)
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+	if n := strings.Count(lines.String(), "the program closes idle connections"); n != 1 {
+		t.Errorf("said %d times that the program has closed connections:\n%s", n, lines)
+	}
+}
+
+// An address that the new version does not want is closed at once: clients are refused,
+// and do not wait for the end of the drain. What is open is finished. If the successor
+// fails the address is served again.
+func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
+	t.Parallel()
+	for _, shut := range []bool{false, true} {
+		for _, kind := range []string{"tcp", "unix"} {
+			t.Run(fmt.Sprintf("%s shut=%v", kind, shut), func(t *testing.T) {
+				t.Parallel()
+				g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+				busy := connect(t, g)
+				busy.send(get)
+				busy.expect("server / 0")
+				g.listener.Pause() // as if the process had no time to accept
+				waits := dial(t, g)
+				ctx, cancel := context.WithCancel(context.Background())
+				drained := make(chan error, 1)
+				go func() { drained <- g.drain(ctx, handoff.Drain{To: handOver}, true) }()
+				driver.AwaitRefused(t, kind, g.addr)
+				for _, c := range []*client{busy, waits} {
+					c.send(get)
+					if resp := c.expect("server / 0"); !resp.Close {
+						t.Error("the answer does not say Connection: close")
+					}
+				}
+				if shut {
+					if err := within(t, drained, "the drain's end"); err != nil {
+						t.Errorf("Drain: %v", err)
+					}
+				}
+				cancel()
+				select {
+				case err := <-g.served:
+					t.Fatalf("Serve has returned %v", err)
+				default:
+				}
+				g.Resume()
+				again := connect(t, g)
+				again.send(get)
+				again.expect("server / 0")
+			})
+		}
 	}
 }

@@ -187,11 +187,15 @@ type app struct {
 // A server's Addr is as in net/http: empty means ":http", or ":https" with a
 // TLSConfig. "unix:/path" is a unix socket, and "systemd:NAME" a socket that
 // systemd hands over by this FileDescriptorName=. A server with a TLSConfig
-// serves TLS, and HTTP/2 with it, as http.Server.ServeTLS does.
+// serves TLS, and HTTP/2 with it, as http.Server.ServeTLS does. For HTTP/2 without TLS set
+// its Protocols. Where golang.org/x/net/http2/h2c does that instead, a connection is a
+// hijacked one, which nobody tells of a drain unless its http2.Server was given to
+// http2.ConfigureServer; a TLSConfig without certificates that this has made is not TLS.
 //
-// While it serves, Handler and ConnState of a server are Serve's own, and call
-// what was there before. So are the session ticket functions of a TLSConfig that
-// does not manage tickets by itself.
+// While it serves, Handler, ConnState and ConnContext of a server are Serve's own, and
+// call what was there before. So are the session ticket functions of a TLSConfig that
+// does not manage tickets by itself. The http.ResponseWriter of HTTP/1 is Serve's own,
+// too, with all methods of net/http's.
 func Serve(servers ...*http.Server) error {
 	return ServeWithOptions(servers)
 }

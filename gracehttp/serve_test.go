@@ -219,9 +219,15 @@ func TestServeReturnsNilAfterASignal(t *testing.T) {
 			c.expect(name + " / 0")
 			clients = append(clients, c)
 		}
+		signaled := time.Now()
 		s.signal(sig)
 		if err := within(t, s.result, "the end of Serve"); err != nil {
 			t.Errorf("Serve after %v: %v", sig, err)
+		}
+		// Clients of idle connections have a second for what they are sending; a terminal
+		// does not wait for that.
+		if took := time.Since(signaled); (took < stopGrace) != (sig == syscall.SIGINT) {
+			t.Errorf("the stop by %v took %v", sig, took)
 		}
 		for _, c := range clients {
 			c.expectEnd()
@@ -346,6 +352,37 @@ func TestDefaultTimeouts(t *testing.T) {
 	if a.process.TermTimeout != time.Minute || a.idleGrace != 5*time.Second {
 		t.Errorf("drain timeout %v, idle grace %v", a.process.TermTimeout, a.idleGrace)
 	}
+	s.signal(syscall.SIGTERM)
+	if err := within(t, s.result, "the end of Serve"); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// What is not positive means what the options say.
+func TestOptionsWithoutAPositiveValue(t *testing.T) {
+	for _, d := range []time.Duration{0, -time.Second} {
+		a := &app{idleGrace: defaultIdleGrace, drainRate: defaultDrainRate}
+		for _, option := range []Option{StartTimeout(d), DrainTimeout(d), IdleGrace(d), DrainRate(int(d)), Standby(d), LameDuck(d)} {
+			option(a)
+		}
+		p := &a.process
+		if p.StartTimeout != 0 || p.TermTimeout != 0 || p.Standby != 0 || p.LameDuck != 0 || a.idleGrace != 0 || a.drainRate != 0 {
+			t.Errorf("%v: start %v, drain %v, standby %v, lame duck %v, idle %v, rate %d; want 0", d, p.StartTimeout, p.TermTimeout, p.Standby, p.LameDuck, a.idleGrace, a.drainRate)
+		}
+	}
+}
+
+// golang.org/x/net/http2.ConfigureServer makes a TLSConfig of a server that shall speak
+// HTTP/2 without TLS.
+func TestTLSConfigWithoutCertificatesForH2C(t *testing.T) {
+	srv := &http.Server{Handler: named("server"), TLSConfig: &tls.Config{NextProtos: []string{"h2", "http/1.1"}}}
+	if _, addr := address(srv); addr != ":http" {
+		t.Errorf("it listens on %s", addr)
+	}
+	s := start(t, []*http.Server{srv})
+	c := s.connect(0)
+	c.send(get)
+	c.expect("server / 0")
 	s.signal(syscall.SIGTERM)
 	if err := within(t, s.result, "the end of Serve"); err != nil {
 		t.Errorf("Serve: %v", err)

@@ -36,8 +36,8 @@ type server struct {
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
 	listener *accept.Listener
-	socket
-	user *http.Server // as Serve was given it
+	socket                // another after Resume, if it was closed: nobody asks for it meanwhile
+	user     *http.Server // as Serve was given it
 
 	options         bool // OPTIONS * is answered here, not by the handler
 	hasShutdownHook bool // the user has registered one, which may end hijacked connections
@@ -55,9 +55,10 @@ type server struct {
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
 	shut    bool         // we have called its Shutdown
-	parked  bool         // Serve waits for what follows on that, or has returned
+	unbound bool         // we have closed the socket, since the successor does not want it
+	stopped bool         // Serve waits for what follows on that, or has returned
 	closed  bool
-	changes sync.Cond // of shut, parked or closed
+	changes sync.Cond // of shut, unbound, stopped or closed
 	moved   *movedListener
 	spare   []tcpConn // for connections to come
 }
@@ -169,14 +170,14 @@ func (s *server) Serve(accepting func()) error {
 		err := s.serveOn(srv, &httpListener{s})
 
 		s.mu.Lock()
-		ours := s.shut || s.closed
-		s.parked = true
+		ours := s.shut || s.unbound || s.closed
+		s.stopped = true
 		s.changes.Broadcast()
-		for ours && s.shut && !s.closed {
+		for ours && (s.shut || s.unbound) && !s.closed {
 			s.changes.Wait()
 		}
 		closed := s.closed
-		s.parked = closed || !ours
+		s.stopped = closed || !ours
 		s.mu.Unlock()
 		switch {
 		case closed:
@@ -184,7 +185,8 @@ func (s *server) Serve(accepting func()) error {
 		case !ours:
 			return err
 		}
-		// The successor has failed after Shutdown: go on with a copy.
+		// The successor has failed after Shutdown: go on with a copy. Or the socket is
+		// another.
 	}
 }
 
@@ -216,12 +218,8 @@ func (s *server) admit(c *conn, list func(*accept.Entry)) {
 	}
 }
 
-// serveBacklog serves what the kernel has accepted, unless the socket is systemd's,
-// which passes it on.
+// serveBacklog serves what the kernel has accepted.
 func (s *server) serveBacklog() {
-	if handoff.Self().Activated(s.socket) {
-		return
-	}
 	for _, c := range s.listener.Backlog() {
 		wrapped, core := s.wrap(c)
 		s.admit(core, s.listener.Add)
@@ -454,22 +452,49 @@ func (s *server) Resume() bool {
 	s.draining.Store(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.shut {
-		// An http.Server that was shut down cannot serve again. It closes its
-		// listener, which ends the accepting, before Serve is parked.
-		for !s.parked && !s.closed {
+	if s.shut || s.unbound {
+		// The http.Server has closed its listener, or found it closed, which ends the
+		// accepting, before Serve stops.
+		for !s.stopped && !s.closed {
 			s.changes.Wait()
 		}
+	}
+	if s.unbound && !s.listen() {
+		return false
+	}
+	if s.shut { // it cannot serve again
 		s.http = s.copyHTTP()
 		s.moved = nil
 		s.shut = false
 		s.listener.Reopen()
-		s.changes.Broadcast()
 	} else if s.kept.Load() {
 		s.http.SetKeepAlivesEnabled(true) // the program meant the drain
 	}
 	s.kept.Store(false)
+	s.changes.Broadcast()
 	return s.listener.Resume()
+}
+
+// closeSocket lets clients be refused, or another process listen.
+func (s *server) closeSocket() {
+	s.mu.Lock()
+	s.unbound = true
+	s.mu.Unlock()
+	s.listener.Close()
+}
+
+// listen opens the socket anew, and reports whether it could. The caller holds s.mu.
+func (s *server) listen() bool {
+	addr := s.Addr()
+	l, err := s.app.net.Listen(addr.Network(), addr.String())
+	if err != nil {
+		s.app.logf("%s: not served again: %v", addr, err)
+		return false
+	}
+	s.socket = l.(socket)
+	s.listener.Replace(l)
+	s.unbound = false
+	return true
 }
 
 func (s *server) copyHTTP() *http.Server {

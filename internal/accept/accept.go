@@ -63,10 +63,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		}
 		l.accepting++
-		pauses := l.pauses
+		pauses, socket := l.pauses, l.socket
 		l.mu.Unlock()
 
-		c, err := l.socket.Accept()
+		c, err := socket.Accept()
 		if err == nil {
 			return c, nil
 		}
@@ -221,6 +221,14 @@ func (l *Listener) Reopen() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ended = l.closed
+}
+
+// Replace lets a closed listener accept from another socket, paused.
+func (l *Listener) Replace(socket net.Listener) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.socket, l.paused = socket, true
+	l.ended, l.closed = false, false
 }
 
 // Close closes the socket and ends every Accept, those that are waiting for
