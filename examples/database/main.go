@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/facebookgo/grace"
 	"github.com/facebookgo/grace/gracehttp"
@@ -28,7 +29,8 @@ func main() {
 		defer close(opened)
 		err := grace.WaitParent(context.Background())
 		if err == nil {
-			db, err = bbolt.Open(*path, 0o600, nil) // waits until the predecessor has closed it
+			// The predecessor closes it after its drain.
+			db, err = bbolt.Open(*path, 0o600, &bbolt.Options{Timeout: time.Second})
 		}
 		if err != nil {
 			log.Fatal(err)
@@ -36,6 +38,8 @@ func main() {
 	}()
 	http.HandleFunc("POST /count", func(w http.ResponseWriter, r *http.Request) {
 		<-opened
+		slow, _ := time.ParseDuration(r.FormValue("slow"))
+		time.Sleep(slow)
 		if err := count(db); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return

@@ -11,11 +11,16 @@ import (
 
 func TestEachRequestIsCountedOnce(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "db")
-	s := restarttest.Start(t, "-db", path)
-	asked := s.RestartUnderLoad(5, 8, s.HTTP("/count"))
+	file := filepath.Join(t.TempDir(), "db")
+	s := restarttest.Start(t, "-db", file)
+	// One client's requests take longer than the database may take to open.
+	path := "/count?slow=1500ms"
+	asked := s.RestartUnderLoad(5, 8, func() (restarttest.Ask, error) {
+		defer func() { path = "/count" }()
+		return s.HTTP(path)()
+	})
 	s.Stop()
-	db, err := bbolt.Open(path, 0o600, nil)
+	db, err := bbolt.Open(file, 0o600, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
