@@ -43,10 +43,13 @@ func start(t *testing.T, s *restarttest.Server, clients int, pause time.Duration
 
 func TestClientsStayOverRestarts(t *testing.T) {
 	s := restarttest.Start(t)
-	c := start(t, s, 1000, 2*time.Second)
-	const restarts = 20
+	clients, restarts := 1000, 20
+	if testing.Short() {
+		clients, restarts = 100, 5
+	}
+	c := start(t, s, clients, 2*time.Second)
 	for range restarts {
-		c.More(200)
+		c.More(clients / 5)
 		s.Restart()
 	}
 	sent := c.End()
