@@ -49,7 +49,7 @@ var (
 	// way: until its successor has failed, or this process has ended.
 	ErrUnderWay = handoff.ErrUnderWay
 
-	// ErrStopping is wrapped in what Restart returns while this process stops.
+	// ErrStopping is wrapped in what Restart and Move return while this process stops.
 	ErrStopping = handoff.ErrStopping
 )
 

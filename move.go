@@ -15,7 +15,7 @@ import (
 )
 
 // ErrNoSuccessor is wrapped in what Move returns while no successor serves: before a
-// handoff, and at a stop.
+// handoff, and when the successor has failed.
 var ErrNoSuccessor = errors.New("no successor serves")
 
 // moveTimeout bounds how long a successor may take to answer.
@@ -31,7 +31,8 @@ const moveTimeout = 3 * time.Second
 // Move waits until the successor has answered, a few seconds at most. After nil the
 // connection is the successor's, and closed here without a word to the client. After an
 // error it is still the program's, and nobody else reads it: there is no successor
-// (ErrNoSuccessor), it has no OnMove, or refuses, or it has failed. Move works from
+// (ErrNoSuccessor), nor will be, since this process stops (ErrStopping); it has no OnMove,
+// or refuses, or it has failed. Move works from
 // OnDrain on, and may be called from many goroutines: those that call it at the same time
 // share a message. It needs Wait to run, and Linux; elsewhere the error is
 // errors.ErrUnsupported.
@@ -157,7 +158,10 @@ func (m *movedConns) next() (batch []*moving) {
 func (m *movedConns) offer(batch []*moving) error {
 	g := handoff.Self()
 	s := g.Successor()
-	if s == nil || !g.Phase().HasSuccessor() {
+	switch phase := g.Phase(); {
+	case phase == stopping:
+		return ErrStopping
+	case s == nil || !phase.HasSuccessor():
 		return ErrNoSuccessor
 	}
 	conns, states := make([]syscall.Conn, len(batch)), make([][]byte, len(batch))

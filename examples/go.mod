@@ -5,8 +5,12 @@ go 1.24.0
 require (
 	github.com/facebookgo/grace v0.0.0
 	github.com/gin-gonic/gin v1.10.1
+	github.com/gobwas/ws v1.4.0
 	github.com/gorilla/websocket v1.5.3
 	github.com/labstack/echo/v4 v4.13.4
+	github.com/oklog/run v1.2.0
+	go.etcd.io/bbolt v1.4.3
+	golang.org/x/sync v0.15.0
 	google.golang.org/grpc v1.75.1
 )
 
@@ -20,6 +24,8 @@ require (
 	github.com/go-playground/locales v0.14.1 // indirect
 	github.com/go-playground/universal-translator v0.18.1 // indirect
 	github.com/go-playground/validator/v10 v10.20.0 // indirect
+	github.com/gobwas/httphead v0.1.0 // indirect
+	github.com/gobwas/pool v0.2.1 // indirect
 	github.com/goccy/go-json v0.10.2 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/klauspost/cpuid/v2 v2.2.7 // indirect
