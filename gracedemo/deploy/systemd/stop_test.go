@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 var killModes = []string{"control-group", "mixed", "process"} // all that let a service finish
@@ -85,10 +83,7 @@ func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 	time.AfterFunc(at.second, second.release)
 
 	if how.name == "restart" {
-		driver.Eventually(t, "a new main process", func() bool {
-			pid := d.MainPID()
-			return pid != 0 && pid != old && pid != next
-		})
+		d.Await("ActiveState", "deactivating")
 		d.Await("ActiveState", "active")
 	} else {
 		d.Await("ActiveState", "inactive|failed")

@@ -162,7 +162,7 @@ func (u *Unit) Await(property, pattern string) string {
 	u.tb.Helper()
 	expr := regexp.MustCompile("^(?:" + pattern + ")$")
 	// Each look is a process of its own, which others may need the processor for.
-	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(30 * time.Millisecond) {
+	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(100 * time.Millisecond) {
 		is := u.Get(property)
 		if expr.MatchString(is) {
 			return is
