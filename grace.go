@@ -28,6 +28,7 @@
 package grace
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -82,3 +83,6 @@ func Wait(listeners []Listener) (err error) { return std.Wait(listeners) }
 
 // CloseParent calls Process.CloseParent on a default Process.
 func CloseParent() error { return std.CloseParent() }
+
+// WaitParent calls Process.WaitParent on a default Process.
+func WaitParent(ctx context.Context) error { return std.WaitParent(ctx) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,11 @@ import (
 // ErrAlreadyClosed. A connection that was accepted while Close was called is
 // still returned, and counted.
 //
+// While a Wait with this listener drains, its Close does not wait: Wait is what waits. So
+// http.Server.Shutdown, grpc.Server.GracefulStop and the like, which close their listeners
+// first, may be called by Process.OnDrain. Elsewhere they would wait for connections that
+// they have not told yet: call them in a goroutine of their own there, after telling those.
+//
 // What Accept returns embeds l's *net.TCPConn or *net.UnixConn, and so has ReadFrom,
 // CloseWrite, SyscallConn and the rest. A connection of any other type is only a
 // net.Conn. A Listener that NewListener has made is returned as it is.
@@ -27,18 +33,19 @@ func NewListener(l Listener) Listener {
 	if l, ok := l.(*listener); ok {
 		return l
 	}
-	return &listener{Listener: l, gate: accept.New(l)}
+	return &listener{Listener: l, open: accept.New(l)}
 }
 
 // A listener is a Listener that counts. Its methods beyond that interface are
 // for Process.
 type listener struct {
 	Listener
-	gate *accept.Gate
+	open     *accept.Listener
+	draining atomic.Bool // Wait waits for the connections
 }
 
 func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.gate.Accept()
+	c, err := l.open.Accept()
 	if errors.Is(err, net.ErrClosed) {
 		return nil, ErrAlreadyClosed
 	}
@@ -49,25 +56,27 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 func (l *listener) Close() error {
-	err := l.gate.Close()
-	l.gate.Wait(context.Background())
+	err := l.open.Close()
+	if !l.draining.Load() {
+		l.open.Wait(context.Background())
+	}
 	return err
 }
 
-// Drain implements handoff.Drainer. The socket stays open for Resume if there
-// is a successor.
-func (l *listener) Drain(ctx context.Context, to *handoff.Successor) error {
-	if to == nil || !l.gate.Pause() {
-		if err := l.gate.Close(); err != nil {
+// Drain implements drainer. The socket stays open for Resume if there
+// is a successor that serves on it.
+func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
+	if how.To == nil || !how.To.Keeps(l) || !l.open.Pause() {
+		if err := l.open.Close(); err != nil {
 			return err
 		}
 	}
-	return l.gate.Wait(ctx)
+	return l.open.Wait(ctx)
 }
 
-func (l *listener) Resume() { l.gate.Resume() }
+func (l *listener) Resume() bool { return l.open.Resume() }
 
-func (l *listener) Active() (open int, oldest time.Time) { return l.gate.Active() }
+func (l *listener) Count() accept.Count { return l.open.Count() }
 
 // SyscallConn gives access to the descriptor without a copy.
 func (l *listener) SyscallConn() (syscall.RawConn, error) {
@@ -98,50 +107,52 @@ func (l *listener) SetUnlinkOnClose(unlink bool) {
 type tcpConn struct {
 	*net.TCPConn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 type unixConn struct {
 	*net.UnixConn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
 type otherConn struct {
 	net.Conn
 	entry accept.Entry
-	gate  *accept.Gate
+	from  *accept.Listener
 }
 
-// count enters a connection that was just accepted in the listener's book.
-func (l *listener) count(c net.Conn) net.Conn {
+// count enters a connection that was just accepted.
+func (l *listener) count(c net.Conn) net.Conn { return countIn(l.open, l.open.Admit, c) }
+
+func countIn(from *accept.Listener, enter func(*accept.Entry), c net.Conn) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		counted := &tcpConn{TCPConn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &tcpConn{TCPConn: c, from: from}
+		enter(&counted.entry)
 		return counted
 	case *net.UnixConn:
-		counted := &unixConn{UnixConn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &unixConn{UnixConn: c, from: from}
+		enter(&counted.entry)
 		return counted
 	default:
-		counted := &otherConn{Conn: c, gate: l.gate}
-		l.gate.Admit(&counted.entry)
+		counted := &otherConn{Conn: c, from: from}
+		enter(&counted.entry)
 		return counted
 	}
 }
 
 func (c *tcpConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.TCPConn.Close()
 }
 
 func (c *unixConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.UnixConn.Close()
 }
 
 func (c *otherConn) Close() error {
-	defer c.gate.Remove(&c.entry)
+	defer c.from.Remove(&c.entry)
 	return c.Conn.Close()
 }

@@ -3,192 +3,95 @@ package grace
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/systemd"
 )
 
-// What a process manager wants to know: states by sd_notify(3), if it has asked
-// for them with NOTIFY_SOCKET, and the process id, in a file.
+// What a service manager is told: states by sd_notify(3), if it has asked for them with
+// NOTIFY_SOCKET. It listens to its main process alone, which only that one can change:
+// so a predecessor stays the main process until it ends, and names its successor then.
 
-// notify tells the service manager, if there is one.
-func (p *Process) notify(state string) {
-	if err := handoff.Self().Notify(state); err != nil {
-		p.logf("telling the service manager: %v", err)
-	}
-}
+func pid() int { return os.Getpid() }
 
-// notifyStatus tells the manager a state with a status that says whether this process
-// serves. If not, onStatus says so no more: it may be late.
-func (p *Process) notifyStatus(state string, serves bool) {
-	p.statusMu.Lock()
-	defer p.statusMu.Unlock()
-	p.replaced = !serves
-	p.notify(state)
-}
-
-// notifyServing says that this process is ready. A successor needs not: its
-// predecessor does, which the manager trusts. One of facebookgo/grace does not
-// know how.
-func (p *Process) notifyServing() {
-	g := handoff.Self()
-	switch g.Origin() {
-	case handoff.Succeeded:
-		go func() {
-			err := g.Adopted(func() bool {
-				select {
-				case <-g.PredecessorGone():
-					p.becomeMain() // if it was not before, nobody else is
-				default:
-				}
-				return p.isMain.Load()
-			})
-			if err != nil {
-				p.logf("telling the service manager that it is the parent of pid %d now: %v", os.Getpid(), err)
-			}
-			if p.isMain.Load() {
-				p.onStatus("", true)
-			}
-		}()
-	case handoff.SucceededLegacy:
-		p.becomeMain()
-		p.notify(mainPID(os.Getpid()))
-	default:
-		p.becomeMain()
-		p.notify("READY=1\nSTATUS=Serving with pid " + strconv.Itoa(os.Getpid()))
-		p.storeListeners()
-	}
-}
-
-// becomeMain is called when the service manager takes us for the main process.
-func (p *Process) becomeMain() {
-	p.mainOnce.Do(func() {
-		p.isMain.Store(true)
-		close(p.main)
-	})
-}
-
-// notifyMain makes a successor the manager's main process, unless it is already.
-// Its watchdog starts anew, so that the successor has time to take that over.
-// If our own predecessor is just about to make us the main process, notifyMain
-// waits for that: before, nobody would listen.
-func (p *Process) notifyMain(s *handoff.Successor) {
-	if !handoff.Self().Managed() {
-		return
-	}
-	select {
-	case <-p.main:
-	case <-time.After(probation):
-	}
-	if p.isMain.Swap(false) {
-		p.notify(mainPID(s.Pid))
-		s.Status("", true)
-	}
+// namesMain reports whether a service manager listens to its main process, and so has to
+// be told of another.
+func (p *Process) namesMain() bool {
+	m := handoff.Self().Manager
+	return m.Listens() && !m.Supervised()
 }
 
 func mainPID(pid int) string {
 	return fmt.Sprintf("MAINPID=%d\nREADY=1\nWATCHDOG=1\nSTATUS=Serving with pid %d", pid, pid)
 }
 
-// repeat tells the manager a state until done, while it takes us for the main
-// process if mainOnly.
-func (p *Process) repeat(state string, interval time.Duration, mainOnly bool, done <-chan struct{}) {
-	if !handoff.Self().Managed() {
-		return
-	}
-	t := time.NewTicker(interval)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			if !mainOnly || p.isMain.Load() {
-				p.notify(state)
-			}
-		case <-done:
-			return
+// tellServing says that this process is ready. A successor need not: its
+// predecessor does, which the manager trusts. One of facebookgo/grace does not
+// know how.
+func (l *loop) tellServing() {
+	switch l.g.Origin {
+	case handoff.Succeeded:
+		if l.g.Manager.Supervised() {
+			l.becomeMain("")
 		}
+		return
+	case handoff.SucceededLegacy:
+		l.g.Manager.Tell(mainPID(pid()))
+	default:
+		l.g.Manager.Tell(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d", pid()))
 	}
+	l.main = true
+	l.storeListeners()
 }
 
-// onStatus says in words how the predecessor's drain goes, which it cannot say
-// itself when this is the main process.
-func (p *Process) onStatus(text string, main bool) {
-	if text != "" {
-		text = "; " + text
-	}
-	if main {
-		p.becomeMain()
-		p.storeListeners()
-	}
-	p.statusMu.Lock()
-	defer p.statusMu.Unlock()
-	if p.replaced || !p.isMain.Load() {
+// becomeMain is called when the service manager takes this process for the main one.
+func (l *loop) becomeMain(also string) {
+	first := !l.main
+	l.main = true
+	if l.state >= draining || l.state == lameDuck {
 		return // our own successor serves, or we stop
 	}
-	p.notify("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", os.Getpid(), text)))
-}
-
-func (p *Process) storeListeners() {
-	if !p.StoreListeners {
+	if first || also != "" {
+		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", pid(), also)))
+	}
+	if !first {
 		return
 	}
-	if err := handoff.Self().StoreListeners(); err != nil {
-		p.logf("storing the listeners with the service manager: %v", err)
+	if l.p.namesMain() {
+		l.p.writePIDFile()
+	}
+	l.storeListeners()
+}
+
+// predecessorSays passes on how the predecessor's drain goes, which it cannot say
+// itself when this is the main process.
+func (l *loop) predecessorSays(s handoff.Status) {
+	also := ""
+	if s.Text != "" {
+		also = "; " + s.Text
+	}
+	switch {
+	case s.Main:
+		l.becomeMain(also)
+	case l.main && l.state < lameDuck:
+		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", pid(), also)))
 	}
 }
 
-// watchdog says that this process is alive, while it is the main process and
-// until done, if the manager wants that.
-func (p *Process) watchdog(done <-chan struct{}) {
-	if interval := systemd.Watchdog(os.Getenv, os.Getpid()); interval > 0 {
-		p.repeat("WATCHDOG=1", interval, true, done)
-	}
-}
-
-// writePIDFile makes PIDFile name this process.
-func (p *Process) writePIDFile() {
-	if p.PIDFile == "" {
+// nameMain makes the successor the manager's main process, if we are. Its watchdog starts
+// anew, so that the successor has time to take that over.
+func (l *loop) nameMain() {
+	if !l.main || !l.g.Manager.Listens() {
 		return
 	}
-	if err := replaceFile(p.PIDFile, strconv.Itoa(os.Getpid())+"\n"); err != nil {
-		p.logf("writing the PID file %s: %v; serving without it", p.PIDFile, err)
-	}
+	l.main = false
+	l.g.Manager.Tell(mainPID(l.successor.Pid))
+	s := l.successor
+	l.g.Manager.Then(func() { s.Status("", true) })
 }
 
-// removePIDFile removes PIDFile if it still names this process.
-func (p *Process) removePIDFile() {
-	if p.PIDFile == "" {
-		return
+func (l *loop) storeListeners() {
+	if l.p.StoreListeners {
+		l.g.Manager.StoreListeners()
 	}
-	b, err := os.ReadFile(p.PIDFile)
-	if err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid()) {
-		err = os.Remove(p.PIDFile)
-	}
-	if err != nil && !os.IsNotExist(err) {
-		p.logf("removing the PID file %s: %v", p.PIDFile, err)
-	}
-}
-
-// replaceFile writes a file so that readers see the old content or the new.
-func replaceFile(path, content string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once it is renamed
-	_, err = f.WriteString(content)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
 }

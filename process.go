@@ -1,17 +1,16 @@
 package grace
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
-	"github.com/facebookgo/grace/internal/systemd"
 )
 
 // defaultStartTimeout is how long a successor may take if nothing else is said.
@@ -19,13 +18,23 @@ const defaultStartTimeout = time.Minute
 
 // A Process hands the listeners of this process over to a successor. The zero
 // value is ready to use. Set the fields before the first call of a method.
+//
+// Each hook is called in a goroutine of its own. One that panics ends nothing: that is
+// logged with its stack, and a PreStart that panics has failed.
 type Process struct {
 	// TermTimeout bounds how long Wait waits for open connections, after
-	// SIGTERM or SIGINT and after a handoff. Zero means as long as it takes.
+	// SIGTERM or SIGINT and after a handoff, and for hooks that it has called. Zero or
+	// less means as long as it takes.
 	TermTimeout time.Duration
 
+	// LameDuck is how long this process goes on accepting and serving after SIGTERM,
+	// while load balancers learn that it is about to stop. Then the stop begins, and
+	// TermTimeout with it. A handoff and SIGINT skip it. Zero means not at all.
+	LameDuck time.Duration
+
 	// StartTimeout is how long a successor may take from its start until it is
-	// ready. Zero means one minute. One that takes longer is killed.
+	// ready, and PreStart before that. Zero or less means one minute. One that takes
+	// longer is killed.
 	StartTimeout time.Duration
 
 	// PreStart, if not nil, is called before a successor is started. An error
@@ -33,15 +42,17 @@ type Process struct {
 	PreStart func() error
 
 	// Standby is how long this process stays after it has been drained, not
-	// accepting, ready to take over again if the successor fails. Zero means not
+	// accepting, ready to take over again if the successor fails. Zero or less means not
 	// at all. Under systemd the successor becomes the main process when this time
-	// is over, since only the main process may name another.
+	// is over.
 	Standby time.Duration
 
 	// PIDFile, if not empty, is the path of a file that holds the process id of
-	// the generation that serves. It is replaced atomically by each generation
-	// that gets ready, and removed by the last one when it stops. One that cannot be
-	// written is logged, and this process serves without it.
+	// the generation that serves; of the main process, where a service manager listens
+	// at NOTIFY_SOCKET, which becomes that when its predecessor is drained. It is
+	// replaced atomically, and removed by the last one when it stops. One that cannot be
+	// written, or that names another instance that runs, is logged, and this process
+	// serves without it.
 	PIDFile string
 
 	// StoreListeners asks systemd to keep copies of the listening sockets, so
@@ -49,38 +60,54 @@ type Process struct {
 	// wait in them. The service needs FileDescriptorStoreMax=.
 	StoreListeners bool
 
+	// OnReady, if not nil, is called once, when this process serves: all sockets are
+	// open, and a predecessor knows. Nobody waits for it.
+	OnReady func()
+
+	// OnDrain, if not nil, is called when a drain begins, after a handoff or at a stop,
+	// before anything is closed: it is time to tell those who would not leave by
+	// themselves. Closing a Listener that NewListener made does not wait then. It may
+	// block until its work is done; Wait returns after it, or at the end of TermTimeout.
+	// If a successor fails, it may be called again by the next drain.
+	OnDrain func()
+
 	// OnRestart, if not nil, is called with the outcome of each restart: the
 	// successor's process id, 0 if none was started, how long it took, and why
 	// it failed, or nil. It is called a second time, with an error, for a
-	// successor that fails after it was ready and before this process has ended.
+	// successor that fails after it was ready and before this process has ended. Calls
+	// come one after the other.
 	OnRestart func(pid int, took time.Duration, err error)
 
-	// Logger gets a line for each event. Nil means the standard logger.
+	// OnMove, if not nil, gets the connections that the predecessor's Move hands over,
+	// with what it said of them, each in a goroutine of its own. It embeds *net.TCPConn or
+	// *net.UnixConn, is OnMove's to serve and close, and counted until then: a stop waits
+	// for it, and the next restart can move it on. Without OnMove, Move fails in the
+	// predecessor, which serves them on.
+	OnMove func(c net.Conn, state []byte)
+
+	// Logger gets a line for each event, from a goroutine of its own. Nil means the
+	// standard logger.
 	Logger *log.Logger
 
-	restarting sync.Mutex    // held by Restart
-	isMain     atomic.Bool   // the service manager takes us for the main process
-	main       chan struct{} // closed when it first does; made by Wait
-	mainOnce   sync.Once
-	notifyOnce sync.Once
-	statusMu   sync.Mutex     // guards replaced, and is held while the status changes with it
-	replaced   bool           // the status says no longer that this process serves
-	usr2       chan os.Signal // restart requests, also those that come before Wait
+	notifyOnce    sync.Once
+	usr2          chan os.Signal // restart requests, also those that come before Wait
+	pidFileFailed bool           // which was logged
+	moved         movedConns
 }
 
 // Inherit returns the listeners that the predecessor, or systemd, has handed to
 // this process, in their order, or ErrNotInheriting if there are none. If one of
 // the descriptors is not a listening socket, Inherit closes all of them and returns
-// an error that names it. The variables that announced them are removed from the
-// environment. Each listener is given out once.
+// an error that names it. Each listener is given out once.
 //
-// Until CloseParent is called the predecessor serves on.
+// Until CloseParent is called the predecessor serves on, and LISTEN_FDS stays in the
+// environment, beside a LISTEN_PID that names this process.
 func (p *Process) Inherit() (listeners []Listener, err error) {
 	g := handoff.Self()
-	if err := g.Err(); err != nil {
-		return nil, fmt.Errorf("grace: inheriting listeners: %w", err)
+	if g.Err != nil {
+		return nil, fmt.Errorf("grace: inheriting listeners: %w", g.Err)
 	}
-	if g.Origin() == handoff.Fresh {
+	if g.Origin == handoff.Fresh {
 		return nil, ErrNotInheriting
 	}
 	for {
@@ -103,70 +130,6 @@ func (p *Process) Inherit() (listeners []Listener, err error) {
 	}
 }
 
-// Restart starts a successor that inherits the listeners in their order: the
-// same command line, looked up anew in the directory in which this process was
-// started. It returns nil when the successor is ready, or an error that says why
-// there is none: its *exec.ExitError, context.DeadlineExceeded, what PreStart
-// returned, what could not be executed, ErrUnderWay or ErrStopping, each wrapped.
-// After an error this process serves on, and what was started has been ended.
-//
-// Restart only starts the successor. Then it is for this process to close the
-// listeners and end: if Wait is running it does so; if not, the process gets
-// SIGTERM. A failure is logged, too.
-func (p *Process) Restart(listeners []Listener) (err error) {
-	start := time.Now()
-	pid, err := p.restart(listeners)
-	switch {
-	case err == nil:
-	case errors.Is(err, ErrUnderWay):
-		return err
-	case errors.Is(err, ErrStopping):
-		p.logf("restart given up: %v", err)
-	default:
-		p.logf("restart failed: %v; still serving with pid %d", err, os.Getpid())
-		p.notify("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Restart failed: %v; serving with pid %d", err, os.Getpid())))
-	}
-	if p.OnRestart != nil {
-		p.OnRestart(pid, time.Since(start), err)
-	}
-	return err
-}
-
-// restart returns the successor's process id, 0 if none was started.
-func (p *Process) restart(listeners []Listener) (pid int, err error) {
-	g := handoff.Self()
-	if !p.restarting.TryLock() {
-		return 0, fmt.Errorf("grace: %w", ErrUnderWay)
-	}
-	defer p.restarting.Unlock()
-	if err := g.Refuses(); err != nil { // before anybody hears of it
-		return 0, fmt.Errorf("grace: %w", err)
-	}
-	timeout := p.StartTimeout
-	if timeout == 0 {
-		timeout = defaultStartTimeout
-	}
-
-	p.notify(systemd.Reloading() + "\n" + systemd.Patience + "\nSTATUS=Starting a successor")
-	started := make(chan struct{})
-	defer close(started)
-	go p.repeat(systemd.Patience, systemd.PatienceTick, false, started)
-	if p.PreStart != nil {
-		if err := p.PreStart(); err != nil {
-			return 0, fmt.Errorf("before the start: %w", err)
-		}
-	}
-	s, err := g.Start(netListeners(listeners))
-	if err != nil {
-		return 0, fmt.Errorf("grace: %w", err)
-	}
-	p.logf("restart: started pid %d", s.Pid)
-	if err := s.HandOver(timeout); err != nil {
-		return s.Pid, fmt.Errorf("grace: successor %s: %w", os.Args[0], err)
-	}
-	return s.Pid, nil
-}
-
 // CloseParent tells the predecessor that this process is ready, whereupon it
 // finishes what it still holds and ends. Call it when the listeners are being
 // served. Inherited sockets that were not asked for are closed. In a process
@@ -174,16 +137,39 @@ func (p *Process) restart(listeners []Listener) (pid int, err error) {
 //
 // A predecessor built on this library hears of it over a private socket; one
 // built on facebookgo/grace gets SIGTERM, if it still is the parent of this
-// process and has its command line. An error means that the predecessor has given
+// process and runs its program. An error means that the predecessor has given
 // up waiting, or could not be told, and serves on: this process should then end.
 func (p *Process) CloseParent() error {
 	p.watchRestart()
-	handoff.Self().SetLogger(p.Logger)
-	if err := handoff.Self().Ready(); err != nil {
+	g := handoff.Self()
+	g.SetLogger(p.Logger)
+	if p.OnMove != nil {
+		g.Predecessor.OnMove(p.receiveMoved)
+	}
+	if err := g.Ready(); err != nil {
 		return fmt.Errorf("grace: %w", err)
 	}
-	p.writePIDFile()
+	if g.Origin != handoff.Succeeded || !p.namesMain() {
+		p.writePIDFile()
+	}
 	return nil
+}
+
+// WaitParent waits until the predecessor has finished its drain, and returns nil; at
+// once if there is none. If ctx ends first, it returns ctx.Err(). It is for what only one
+// process may do: a queue's consumer, a database file. The predecessor may still stand
+// by, or run what follows its Wait.
+func (p *Process) WaitParent(ctx context.Context) error {
+	g := handoff.Self()
+	if g.Origin == handoff.SucceededLegacy {
+		return g.WaitLegacy(ctx)
+	}
+	select {
+	case <-g.Predecessor.Drained():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // watchRestart keeps a restart signal that comes between CloseParent and Wait
@@ -197,17 +183,11 @@ func (p *Process) watchRestart() {
 	})
 }
 
-func (p *Process) logf(format string, args ...any) {
-	l := p.Logger
-	if l == nil {
-		l = log.Default()
-	}
-	l.Printf(format, args...)
-}
+func (p *Process) logf(format string, args ...any) { handoff.Logf(p.Logger, format, args...) }
 
-// restartSignaled restarts, and answers a signal that comes during a restart.
-func (p *Process) restartSignaled(listeners []Listener) {
-	if err := p.Restart(listeners); errors.Is(err, ErrUnderWay) {
-		p.logf("restart signal ignored: %v", err)
+func (p *Process) startTimeout() time.Duration {
+	if p.StartTimeout <= 0 {
+		return defaultStartTimeout
 	}
+	return p.StartTimeout
 }

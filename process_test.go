@@ -778,26 +778,6 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 	}
 }
 
-// What makes a process a messenger is the socket, not the variable alone: whoever
-// has it by mistake serves.
-func TestLeakedMessengerVariableIsIgnored(t *testing.T) {
-	t.Parallel()
-	f, _ := listeningFile(t)
-	for name, files := range map[string][]*os.File{"no descriptor": nil, "a listening socket": {f}} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Command{Args: tcp(), ExtraFiles: files, Env: []string{"GRACE_MESSENGER=1"}}.Start(t)
-			server := s.Ready(1)
-			c := dial(t, server.Addrs[0])
-			c.servedBy(server)
-			if env := announcements(c.child().Env); len(env) > 0 {
-				t.Errorf("a child of the server finds the variables %v", env)
-			}
-			c.Close()
-		})
-	}
-}
-
 // Under a subreaper, a container's init or a user's systemd, the parent is a
 // stranger, whatever the environment says.
 func TestParentThatIsAStrangerGetsNoSignal(t *testing.T) {
@@ -840,10 +820,10 @@ func TestParentThatIsAStrangerGetsNoSignal(t *testing.T) {
 func TestSuccessorOfADeadPredecessorSignalsNobody(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)
-	link := driver.NewLink(t, driver.Stranger(t))
+	link := driver.NewLink(t, driver.Original(t))
 	s := driver.Command{
 		Path: string(link),
-		Args: tcp("-play", "legacy", "-faults", string(faults)),
+		Args: tcp("-faults", string(faults)),
 	}.Start(t)
 	first := s.Ready(1)
 	link.Move(t, driver.Binary(t))

@@ -3,7 +3,9 @@
 package grace
 
 import (
+	"errors"
 	"os"
+	"syscall"
 )
 
 // restartSignal does not exist here.
@@ -11,3 +13,8 @@ var restartSignal os.Signal
 
 // die ends the process as sig does by default.
 func die(sig os.Signal) { os.Exit(2) }
+
+// signalSelf does nothing: no successor is ever ready.
+func signalSelf(syscall.Signal) error { return errors.ErrUnsupported }
+
+func surviveBrokenPipes() {}

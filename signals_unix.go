@@ -5,6 +5,7 @@ package grace
 import (
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 )
 
@@ -25,3 +26,11 @@ func die(sig os.Signal) {
 	syscall.Kill(os.Getpid(), number)
 	select {}
 }
+
+// signalSelf sends this process a signal.
+func signalSelf(sig syscall.Signal) error { return syscall.Kill(os.Getpid(), sig) }
+
+// surviveBrokenPipes lets a write to a standard stream whose reader is gone fail, rather
+// than end the process. Nobody reads the channel: that SIGPIPE is asked for is enough, and
+// unlike an ignored signal that does not pass to other programs.
+var surviveBrokenPipes = sync.OnceFunc(func() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) })

@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/signal"
@@ -12,31 +13,31 @@ import (
 	"unsafe"
 
 	"github.com/facebookgo/grace/internal/handoff"
-	"github.com/facebookgo/grace/internal/systemd"
 )
 
 var (
-	// stopping are the signals that are meant for the service as a whole: as from
+	// stopSignals are the signals that are meant for the service as a whole: as from
 	// a terminal, every generation gets them, the draining ones too.
-	stopping = []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP}
+	stopSignals = []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP}
 
-	// passedOn are the signals for the generation that serves.
-	passedOn = []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGWINCH}
+	// servingSignals are the signals for the generation that serves.
+	servingSignals = []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGWINCH}
 )
 
 func supervise() error {
 	g := handoff.Self()
-	if err := g.Err(); err != nil {
-		return fmt.Errorf("grace: supervising: %w", err)
+	if g.Err != nil {
+		return fmt.Errorf("grace: supervising: %w", g.Err)
 	}
-	if g.Supervised() || g.Origin() == handoff.Succeeded || g.Origin() == handoff.SucceededLegacy {
+	if g.Manager.Supervised() || g.Origin == handoff.Succeeded || g.Origin == handoff.SucceededLegacy {
 		return nil
 	}
 
 	v := &supervisor{
-		signals:      make(chan os.Signal, 64),
-		children:     make(chan os.Signal, 1),
-		notifySocket: os.Getenv(systemd.EnvSocket),
+		manager:  g.Manager,
+		signals:  make(chan os.Signal, 64),
+		children: make(chan os.Signal, 1),
+		asking:   map[int]int{},
 	}
 	v.watch()
 	s, err := g.Supervise()
@@ -51,21 +52,26 @@ func supervise() error {
 	std.logf("supervising with pid %d: started pid %d", os.Getpid(), s.First)
 	status := v.run()
 	std.logf("supervising with pid %d: exit status %d, as of pid %d", os.Getpid(), status, v.current.pid)
+	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+	v.manager.Flush(ctx)
+	cancel()
+	handoff.FlushLog(logTimeout)
 	os.Exit(status)
 	return nil
 }
 
 // A supervisor is owned by one goroutine.
 type supervisor struct {
-	supervisor   *handoff.Supervisor
-	group        int           // process group of the generations
-	current      *generation   // the one that serves
-	generations  []*generation // that run, and serve or have served
-	asked        os.Signal     // to stop, or nil
-	held         []os.Signal   // for the next one to be current
-	signals      chan os.Signal
-	children     chan os.Signal // SIGCHLD
-	notifySocket string
+	supervisor  *handoff.Supervisor
+	manager     *handoff.Manager
+	group       int           // process group of the generations
+	current     *generation   // the one that serves
+	generations []*generation // that run, and serve or have served
+	asked       os.Signal     // to stop, or nil
+	held        []os.Signal   // for the next one to be current
+	asking      map[int]int   // by process: the descriptor of who wants to know how it ends
+	signals     chan os.Signal
+	children    chan os.Signal // SIGCHLD
 }
 
 // A generation is one that serves, or has served.
@@ -85,8 +91,8 @@ type generation struct {
 func (v *supervisor) watch() {
 	signal.Notify(v.children, syscall.SIGCHLD)
 	signal.Notify(v.signals, syscall.SIGTSTP, syscall.SIGCONT)
-	signal.Notify(v.signals, passedOn...)
-	for _, sig := range stopping {
+	signal.Notify(v.signals, servingSignals...)
+	for _, sig := range stopSignals {
 		if sig != syscall.SIGHUP || !signal.Ignored(sig) {
 			signal.Notify(v.signals, sig)
 		}
@@ -96,15 +102,15 @@ func (v *supervisor) watch() {
 
 // run returns the exit status.
 //
-// What was told comes first: so a signal reaches the generation that was ready
+// What generations say comes first: so a signal reaches the generation that was ready
 // when it was sent, and we know which children are generations when they end.
 func (v *supervisor) run() int {
-	told := v.supervisor.Told
+	unread := v.supervisor.Unread
 	for {
 		var sig os.Signal
 		childEnded := false
 		select {
-		case <-told:
+		case <-unread:
 		case <-v.children:
 			childEnded = true
 		case sig = <-v.signals:
@@ -112,7 +118,7 @@ func (v *supervisor) run() int {
 
 		states, over := v.supervisor.States()
 		for _, state := range states {
-			v.told(state)
+			v.hear(state)
 		}
 		if childEnded {
 			v.reap()
@@ -125,7 +131,7 @@ func (v *supervisor) run() int {
 		}
 
 		// No generation is left, or the last one is just ending.
-		told = nil
+		unread = nil
 		last := v.current
 		if last.status == nil && last.process.Signal(syscall.Signal(0)) != nil {
 			// Its parent took the status, and was killed before it could tell.
@@ -148,7 +154,7 @@ func (v *supervisor) pass(sig os.Signal) {
 		v.suspend()
 	case sig == syscall.SIGCONT:
 		syscall.Kill(-v.group, syscall.SIGCONT)
-	case slices.Contains(stopping, sig):
+	case slices.Contains(stopSignals, sig):
 		v.stop(sig)
 	case v.current.status != nil, sig == restartSignal && !v.current.ready:
 		// It would reach nobody, or end a process that does not look after it yet.
@@ -209,29 +215,26 @@ func stopByDefault() {
 	sigaction(&ours, nil)
 }
 
-// told acts on what a generation says, and passes it on to the manager, to which
+// hear acts on what a generation says, and passes it on to the manager, to which
 // we are the main process.
-func (v *supervisor) told(state handoff.State) {
+func (v *supervisor) hear(state handoff.State) {
+	if pid, ok := handoff.AskedStatus(state.Text); ok && len(state.FDs) == 1 {
+		v.asking[pid] = state.FDs[0]
+		return
+	}
 	var lines []string
 	for _, line := range strings.Split(state.Text, "\n") {
 		if text, ok := strings.CutPrefix(line, "MAINPID="); ok {
 			if pid, err := strconv.Atoi(text); err == nil {
 				v.follow(pid)
 			}
-		} else if text, ok := strings.CutPrefix(line, handoff.StateEnded); ok {
-			var pid int
-			var status syscall.WaitStatus
-			if _, err := fmt.Sscan(text, &pid, &status); err == nil {
-				v.ended(pid, status)
-			}
-		} else {
+		} else if !handoff.IsOwn(line) {
 			lines = append(lines, line)
 		}
 	}
-	if v.notifySocket != "" && len(lines) > 0 {
-		if err := systemd.Notify(v.notifySocket, strings.Join(lines, "\n"), state.FDs...); err != nil {
-			std.logf("supervising with pid %d: telling the service manager: %v", os.Getpid(), err)
-		}
+	if len(lines) > 0 {
+		v.manager.Forward(strings.Join(lines, "\n"), state.FDs)
+		return
 	}
 	for _, fd := range state.FDs {
 		syscall.Close(fd)
@@ -302,6 +305,10 @@ func (v *supervisor) reap() {
 // ended strikes out a generation. The current one stays current: it may be the
 // last.
 func (v *supervisor) ended(pid int, status syscall.WaitStatus) {
+	if fd, ok := v.asking[pid]; ok {
+		handoff.AnswerStatus(fd, status)
+		delete(v.asking, pid)
+	}
 	if g := v.find(pid); g != nil {
 		g.status = &status
 		g.process.Release()

@@ -72,6 +72,7 @@ func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 
 	descriptors := len(supervisor.Descriptors())
 	last := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return []int{supervisor.Parent()} })
+	descriptors++ // it is asked how the last one will end
 	if now := supervisor.Descriptors(); len(now) != descriptors {
 		t.Errorf("the supervisor had %d descriptors, and has %v", descriptors, now)
 	}
@@ -100,8 +101,10 @@ func TestSuperviseReturnsInASuccessorThatIsNotSupervised(t *testing.T) {
 	if err := os.WriteFile(script, []byte(content), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s := driver.Command{Path: driver.Binary(t), Argv0: script, Args: httpArgs()}.Start(t)
+	link := driver.NewLink(t, driver.Binary(t))
+	s := driver.Command{Path: string(link), Args: httpArgs()}.Start(t)
 	first := s.Ready(1)
+	link.Move(t, script)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line(fmt.Sprintf("^supervised pid=%d$", second.Pid))
@@ -358,8 +361,8 @@ func TestSupervisorFollowsARollback(t *testing.T) {
 	faults.Clear(t, "kill-ready")
 	supervisor.Signal(syscall.SIGUSR2)
 	third := s.Ready(3)
-	if third.Parent() != first.Pid {
-		t.Errorf("the next successor's parent is pid %d, want the generation that serves again, %d", third.Parent(), first.Pid)
+	if third.Parent() != supervisor.Pid {
+		t.Errorf("the next successor's parent is pid %d, want the supervisor, %d", third.Parent(), supervisor.Pid)
 	}
 	first.Signal(syscall.SIGKILL)
 	first.Wait()
@@ -413,29 +416,17 @@ func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 
 func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
 	t.Parallel()
-	script := filepath.Join(t.TempDir(), "server")
-	write := func(exec string) {
-		next := script + ".next"
-		if err := os.WriteFile(next, []byte("#!/bin/sh\nexec "+exec+"\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(next, script); err != nil {
-			t.Fatal(err)
-		}
-	}
-	listen := " -listen 127.0.0.1:0"
-	// The old library knows its parent by the command line, which is the script's.
-	write(driver.Binary(t) + " -supervise" + listen)
-	s := driver.Command{Path: driver.Binary(t), Argv0: script, Args: tcp("-supervise")}.Start(t)
+	link := driver.NewLink(t, driver.Binary(t))
+	s := driver.Command{Path: string(link), Args: tcp("-supervise")}.Start(t)
 	first := s.Ready(1)
-	write(driver.Stranger(t) + " -play legacy" + listen)
+	link.Move(t, driver.Original(t))
 	s.First().Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	first.Wait()
 	servedBy(t, first.Addrs[0], second)
 
 	// And back.
-	write(driver.Binary(t) + " -supervise" + listen)
+	link.Move(t, driver.Binary(t))
 	s.First().Signal(syscall.SIGUSR2)
 	third := s.Ready(3)
 	second.Wait()
@@ -674,8 +665,19 @@ func TestSocketsOfTheManagerReachTheGenerations(t *testing.T) {
 
 func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 	t.Parallel()
-	s := driver.Command{Path: driver.Binary(t), Argv0: "/does/not/exist", Args: httpArgs("-supervise")}.Start(t)
-	s.Line("grace: supervising: starting /does/not/exist: no such file or directory")
+	// The program's file is gone before it can be started again.
+	path := filepath.Join(t.TempDir(), "server")
+	copyProgram(t, path, driver.Binary(t))
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	s := driver.Command{Path: "/proc/self/fd/3", Argv0: path, Args: httpArgs("-supervise"), ExtraFiles: []*os.File{file}}.Start(t)
+	s.Line("grace: supervising: starting " + path + ": no such file or directory")
 	s.First().WaitExit(1)
 }
 
@@ -1018,7 +1020,7 @@ func TestPIDFileIsGoneAfterASecondStop(t *testing.T) {
 	slow(t, s, first.Addrs[0])
 	first.Signal(syscall.SIGTERM)
 	s.Line("stopping pid")
-	first.Signal(syscall.SIGTERM)
+	first.Insist(syscall.SIGTERM)
 	s.WaitEnd()
 	if pid, err := readPIDFile(file); !os.IsNotExist(err) {
 		t.Errorf("the file names pid %d (%v), which has ended", pid, err)

@@ -172,19 +172,19 @@ func TestLiveUpgradeFromAndToLegacy(t *testing.T) {
 	for _, mode := range []string{"grace", "bare", "ownloop", "netloop"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			link := driver.NewLink(t, driver.Stranger(t))
+			link := driver.NewLink(t, driver.Original(t))
 			addr := freePort(t)
 			s := driver.Command{
 				Path: string(link),
-				Args: []string{"-mode", mode, "-play", "legacy", "-listen", addr},
+				Args: []string{"-mode", mode, "-listen", addr},
 			}.Start(t)
 			generation := s.Ready(1)
 			load := startLoad(t, addr)
 			for n, program := range []string{
 				driver.Binary(t),   // legacy → ours
 				driver.Binary(t),   // ours → ours
-				driver.Stranger(t), // ours → legacy
-				driver.Stranger(t), // legacy → legacy
+				driver.Original(t), // ours → legacy
+				driver.Original(t), // legacy → legacy
 				driver.Binary(t),   // legacy → ours, that one having been ours before
 			} {
 				held := dial(t, addr)
@@ -216,10 +216,10 @@ func TestUnixPathSurvivesUpgrades(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")
 			s := driver.Command{
 				Path: string(link),
-				Args: []string{"-mode", mode, "-play", "legacy", "-listen", "unix:" + path},
+				Args: []string{"-mode", mode, "-listen", "unix:" + path},
 			}.Start(t)
 			generation := s.Ready(1)
-			for n, program := range []string{driver.Stranger(t), driver.Binary(t), driver.Binary(t)} {
+			for n, program := range []string{driver.Original(t), driver.Binary(t), driver.Binary(t)} {
 				link.Move(t, program)
 				generation.Signal(syscall.SIGUSR2)
 				next := s.Ready(n + 2)
@@ -255,11 +255,11 @@ func TestLegacySuccessorThatFails(t *testing.T) {
 			}
 			s := driver.Command{
 				Path: string(link),
-				Args: tcp("-play", "legacy", "-faults", string(faults), "-start-timeout", timeout.String()),
+				Args: tcp("-faults", string(faults), "-start-timeout", timeout.String()),
 			}.Start(t)
 			first := s.Ready(1)
 			load := startLoad(t, first.Addrs[0])
-			link.Move(t, driver.Stranger(t))
+			link.Move(t, driver.Original(t))
 			faults.Set(t, fault)
 			first.Signal(syscall.SIGUSR2)
 			s.Line(want)

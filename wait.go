@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/signal"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -16,125 +13,216 @@ import (
 	"github.com/facebookgo/grace/internal/systemd"
 )
 
+const (
+	// sameSignal is how long after a signal to stop another one is taken for the same: as
+	// timeout(1) or a service manager send it twice.
+	sameSignal = time.Second
+
+	// logTimeout bounds how long a log that blocks holds up the end.
+	logTimeout = 100 * time.Millisecond
+
+	// partTimeout bounds how long the service manager, and the successor, hold it up.
+	partTimeout = 2 * time.Second
+
+	// hookHead is how long a drain waits for OnDrain before anything is closed.
+	hookHead = 100 * time.Millisecond
+)
+
 // Wait serves signals until this process has nothing left to do.
 //
-// SIGTERM and SIGINT close all listeners concurrently; Wait returns when the
-// last Close has returned, or with an error that says what is left when
-// TermTimeout is over. A second such signal, of either kind, ends the process as Go
-// does by default. Where the first one may arrive twice, under Supervise and from systemd
-// in a handoff, those that follow within a second are taken for the same.
+// SIGTERM and SIGINT close all listeners concurrently, SIGTERM after the time of
+// LameDuck; Wait returns when the last Close has returned, or with an error that says what
+// is left when TermTimeout is over. A second such signal, of either kind, that comes a
+// second later or more ends the process as Go does by default; one that comes earlier is
+// taken for the same, since many send it twice. When Wait has returned because of a
+// signal or a handoff, the next one is only logged, so that it does not end what follows,
+// and one that comes a second after that ends the process.
 //
 // SIGUSR2 restarts, as Restart does. A restart that fails is logged, and Wait
 // goes on. Once the successor is ready, the listeners stop accepting and Wait
 // returns when they are drained. If the successor fails before that, they accept
-// again and Wait goes on. Only a listener that NewListener made, of one that has
+// again and Wait goes on; if none of them can, since the program has closed them
+// meanwhile, it returns an error. Only a listener that NewListener made, of one that has
 // SetDeadline, can be paused like that: any other is closed at once.
 //
-// One Wait may run at a time.
+// Only one Wait may run at a time: another returns an error at once.
 func (p *Process) Wait(listeners []Listener) (err error) {
-	w := &waiter{
-		p:         p,
-		g:         handoff.Self(),
+	return p.WaitContext(context.Background(), listeners)
+}
+
+// WaitContext is Wait; the end of ctx is a stop, as SIGTERM.
+func (p *Process) WaitContext(ctx context.Context, listeners []Listener) (err error) {
+	g := handoff.Self()
+	requests, err := g.Own()
+	if err != nil {
+		return fmt.Errorf("grace: %w", err)
+	}
+	l := &loop{
+		p: p, g: g, ctx: ctx,
 		listeners: listeners,
+		requests:  requests,
 		signals:   make(chan os.Signal, 8),
-		ready:     make(chan *handoff.Successor, 1),
 		failed:    make(chan error, len(listeners)),
 	}
-	return w.run()
+	return l.run()
 }
 
-// A waiter is one call of Wait. All is owned by its goroutine but the channels.
-type waiter struct {
+// What the loop of Wait is doing.
+const (
+	serving  = handoff.Serving
+	starting = handoff.Restarting
+	lameDuck = handoff.LameDuck
+	draining = handoff.Draining
+	standby  = handoff.Standby
+	stopping = handoff.Stopping
+)
+
+// A loop is one call of Wait. It owns the successor from its readiness on, and decides
+// all that depends on what has come first. One goroutine runs it: it never waits for a
+// peer, a log or a hook but at the very end.
+type loop struct {
 	p         *Process
 	g         *handoff.Generation
+	ctx       context.Context
 	listeners []Listener
-	signals   chan os.Signal
-	ready     chan *handoff.Successor
-	failed    chan error // of a server that cannot go on
-	told      time.Time  // to stop, first
-	early     os.Signal  // to restart, for a successor that serves but is not on ready yet
+
+	requests <-chan *handoff.Request
+	signals  chan os.Signal // to stop
+	failed   chan error     // of a server that cannot go on
+
+	state     handoff.Phase
+	main      bool               // the service manager takes us for the main process
+	restart   *restart           // while starting
+	successor *handoff.Successor // while draining, standby or stopping after that; else nil
+	gone      bool               // it has ended
+	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
+	asked     time.Time          // to stop, or zero
+	rest      func()             // what remains to be done when the restart is over, or nil
+	begun     time.Time          // the drain
+	deadline  time.Time          // of the drain, or zero
+	drained   <-chan error       // brings the end of the drain; nil when it is over
+	drainErr  error
+	hooked    bool               // OnDrain was called for it
+	silent    time.Time          // since then the successor can say no more, which was not logged yet, or zero
+	cancel    context.CancelFunc // of the drain
+	timer     <-chan time.Time   // the end of lameDuck or standby
+	ticker    *time.Ticker
+	progress  progress
+
+	hooks    []<-chan struct{} // that were called
+	reported <-chan struct{}   // the last call of OnRestart is over
+
+	over bool
+	err  error
 }
 
-func (w *waiter) run() error {
-	w.g.OnReady(func(s *handoff.Successor) { w.ready <- s })
-	defer w.g.OnReady(nil)
-	signal.Notify(w.signals, os.Interrupt, syscall.SIGTERM) // later: SIGTERM is for those without OnReady
-	w.p.watchRestart()
-	if w.p.main == nil {
-		w.p.main = make(chan struct{})
-	}
-	defer signal.Stop(w.signals)
-	w.g.Stop(false)
-	w.g.SetLogger(w.p.Logger)
-	w.g.Waiting()
-	if err := w.serve(); err != nil {
+func (l *loop) run() error {
+	signal.Notify(l.signals, os.Interrupt, syscall.SIGTERM)
+	endGuard()
+	surviveBrokenPipes()
+	l.p.watchRestart()
+	l.g.SetLogger(l.p.Logger)
+	l.g.Predecessor.Waiting()
+	l.g.SetPhase(handoff.Opening)
+	if err := l.serve(); err != nil || l.over {
+		signal.Stop(l.signals)
+		l.g.Disown()
+		handoff.FlushLog(logTimeout)
 		return err
 	}
-	w.g.OnStatus(w.p.onStatus)
-	w.p.notifyServing()
-	done := make(chan struct{})
-	defer close(done)
-	go w.p.watchdog(done)
+	l.tellServing()
+	l.setState(serving)
+	l.hook("OnReady", l.p.OnReady)
+	if l.restart = alone.take(); l.restart != nil {
+		l.setState(starting)
+	}
+	l.ticker = time.NewTicker(systemd.PatienceTick)
+	defer l.ticker.Stop()
+	var watchdog <-chan time.Time
+	if every := l.g.Manager.Watchdog; every > 0 && l.g.Manager.Listens() {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		watchdog = t.C
+	}
+	unsupervised, stopped, cancelled := l.g.Manager.Unsupervised(), l.g.Predecessor.Stop(), l.ctx.Done()
+	predecessorGone := l.g.Predecessor.Gone()
 
-	for {
+	for !l.over {
 		select {
-		case sig := <-w.p.usr2:
-			if s := w.g.Starting(); s != nil && s.Ready() {
-				w.early = sig // for s, which arrives on w.ready
-			} else {
-				go w.p.restartSignaled(w.listeners)
+		case sig := <-l.signals:
+			l.stopSignal(sig)
+
+		case sig := <-l.p.usr2:
+			l.restartSignal(sig)
+
+		case r := <-l.requests:
+			l.request(r)
+
+		case <-l.restartDone():
+			l.restarted()
+
+		case e := <-l.events():
+			l.successorSays(e)
+
+		case l.drainErr = <-l.drained:
+			l.afterDrain()
+
+		case <-l.timer:
+			l.timer = nil
+			l.timeIsUp()
+
+		case err := <-l.failed:
+			l.serverFailed(err)
+
+		case <-stopped:
+			stopped = nil
+			l.serviceStops("the service is to stop")
+
+		case <-cancelled:
+			cancelled = nil
+			l.serviceStops(context.Cause(l.ctx).Error())
+
+		case <-unsupervised:
+			unsupervised = nil
+			if l.state < draining { // the successor hears of it too
+				l.serviceStops("the supervisor has ended")
 			}
 
-		case sig := <-w.signals:
-			if s := w.g.Starting(); s != nil && sig == syscall.SIGTERM && s.TermMeansReady() {
-				continue // s arrives on w.ready
-			}
-			if w.overtaken() {
-				if over, err := w.handOver(<-w.ready, sig); over {
-					return err
-				}
-				continue
-			}
-			w.p.logf("%v: stopping pid %d", sig, os.Getpid())
-			return w.stop(false)
+		case s := <-l.g.Predecessor.Statuses():
+			l.predecessorSays(s)
 
-		case err := <-w.failed:
-			w.p.logf("stopping pid %d: %v", os.Getpid(), err)
-			return errors.Join(err, w.stop(true))
+		case <-predecessorGone:
+			predecessorGone = nil
+			l.becomeMain("") // if we were not before, nobody else is
 
-		case <-w.g.ToldToStop():
-			if w.overtaken() {
-				if over, err := w.handOver(<-w.ready, nil); over {
-					return err // the successor was told, too
-				}
-				continue
+		case <-watchdog:
+			if l.main {
+				l.g.Manager.Tell("WATCHDOG=1")
 			}
-			w.p.logf("the service is to stop: stopping pid %d", os.Getpid())
-			return w.stop(false)
 
-		case <-w.g.Unsupervised():
-			w.p.logf("the supervisor has ended: stopping pid %d", os.Getpid())
-			return w.stop(false)
-
-		case s := <-w.ready:
-			if over, err := w.handOver(s, nil); over {
-				return err
-			}
+		case <-l.ticker.C:
+			l.tick()
 		}
 	}
+	return l.end()
 }
 
 // serve starts those listeners that accept by themselves. When all of them could,
 // this process is ready.
-func (w *waiter) serve() error {
-	var servers []handoff.Server
-	for _, l := range w.listeners {
-		if s, ok := l.(handoff.Server); ok {
+func (l *loop) serve() error {
+	var servers []server
+	for _, ln := range l.listeners {
+		if s, ok := ln.(server); ok {
 			servers = append(servers, s)
 		}
 	}
 	if len(servers) == 0 {
-		w.p.writePIDFile() // CloseParent, if there was a parent, was the program's to call
+		if l.p.OnMove != nil {
+			l.g.Predecessor.OnMove(l.p.receiveMoved)
+		}
+		if l.g.Origin != handoff.Succeeded {
+			l.p.writePIDFile() // CloseParent, if there was a parent, was the program's to call
+		}
 		return nil
 	}
 	// One that cannot serve fails here, while the predecessor still does.
@@ -142,22 +230,25 @@ func (w *waiter) serve() error {
 	for _, s := range servers {
 		go func() {
 			if err := s.Serve(func() { accepting <- struct{}{} }); err != nil {
-				w.failed <- err
+				l.failed <- err
 			}
 		}()
 	}
 	for range servers {
 		select {
 		case <-accepting:
-		case err := <-w.failed:
+		case err := <-l.failed:
 			return err
-		case sig := <-w.signals:
+		case sig := <-l.signals:
 			die(sig) // nothing has begun yet
+		case <-l.ctx.Done():
+			l.over = true
+			return nil
 		}
 	}
 	// Until here a connection waits in the kernel, and the predecessor may
 	// still take it.
-	if err := w.p.CloseParent(); err != nil {
+	if err := l.p.CloseParent(); err != nil {
 		return err
 	}
 	for _, s := range servers {
@@ -166,507 +257,413 @@ func (w *waiter) serve() error {
 	return nil
 }
 
-// same reports whether a second request to stop is the first one, come by another
-// way: what is meant for all processes of a service, as from systemd or pkill(1),
-// reaches a generation from its supervisor or its predecessor too.
-func (w *waiter) same() bool {
-	passedOn := w.g.Supervised()
-	select {
-	case <-w.g.ToldToStop():
-		passedOn = true
+func (l *loop) setState(s handoff.Phase) {
+	l.state = s
+	l.g.SetPhase(s)
+}
+
+// restartDone is closed when the restart that is under way is over.
+func (l *loop) restartDone() <-chan struct{} {
+	if l.restart == nil {
+		return nil
+	}
+	return l.restart.done
+}
+
+func (l *loop) events() <-chan handoff.Event {
+	if l.successor == nil || l.gone {
+		return nil
+	}
+	return l.successor.Events()
+}
+
+// restartSignal acts on SIGUSR2.
+func (l *loop) restartSignal(sig os.Signal) {
+	switch l.state {
+	case serving:
+		l.begin(nil)
+	case starting:
+		select {
+		case l.restart.signals <- sig:
+		default: // as many wait
+		}
+	case draining, standby:
+		if l.isLast() {
+			l.p.logf("restart signal ignored: pid %d is stopping", pid())
+			return
+		}
+		l.passRestart()
 	default:
+		l.p.logf("restart signal ignored: pid %d is stopping", pid())
 	}
-	return passedOn && time.Since(w.told) < time.Second
 }
 
-// overtaken gives a successor up that is starting, and reports whether it is ready at
-// this moment instead: then it arrives on w.ready.
-func (w *waiter) overtaken() bool {
-	s := w.g.Starting()
-	if s == nil {
-		return false
-	}
-	w.g.Stop(true)
-	<-s.Settled()
-	if !s.Serves() {
-		return false
-	}
-	w.g.Stop(false)
-	return true
+// passRestart passes a restart on to the successor, which has to be the main process to
+// name its own.
+func (l *loop) passRestart() {
+	l.p.logf("restart signal passed on: pid %d has handed over to pid %d", pid(), l.successor.Pid)
+	l.nameMain()
+	s := l.successor
+	l.g.Manager.Then(func() { s.Signal(restartSignal) })
 }
 
-// stop closes all listeners. No successor takes over; a predecessor that still drains
-// does so if this process has failed.
-func (w *waiter) stop(failed bool) error {
-	if w.early != nil {
-		w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
+// request acts on a request for a restart from within.
+func (l *loop) request(r *handoff.Request) {
+	var err error
+	switch l.state {
+	case serving:
+		l.begin(r)
+		return
+	case starting, draining, standby:
+		if err = l.g.Refuses(); err == nil {
+			err = handoff.ErrUnderWay
+		}
+	default:
+		err = handoff.ErrStopping
 	}
-	starting := w.g.Starting()
-	w.g.Stop(true)
-	if starting != nil {
-		<-starting.Settled() // until then the sockets' paths may be its
+	r.Outcome <- handoff.Outcome{Err: fmt.Errorf("grace: %w", err)}
+}
+
+// begin begins a restart.
+func (l *loop) begin(request *handoff.Request) {
+	r, err := l.p.newRestart(l.listeners, request)
+	if err != nil {
+		r.report(l)
+		return
 	}
-	if failed {
-		w.g.LeavePaths()
-	} else {
-		w.g.StepDown(true)
+	r.owned = true
+	l.restart = r
+	l.setState(starting)
+	go r.run()
+}
+
+// restarted acts on the outcome of a restart.
+func (l *loop) restarted() {
+	r := l.restart
+	l.restart = nil
+	l.setState(serving)
+	r.report(l)
+	if r.err == nil {
+		l.handOver(r)
 	}
-	w.p.notifyStatus("STOPPING=1\nSTATUS=Stopping: "+w.left()+"\n"+systemd.Patience, false)
-	w.told = time.Now() // that may have taken a while
-	defer w.p.removePIDFile()
-	drained, cancel := w.drain(nil)
-	defer cancel()
-	progress := w.newProgress()
-	defer progress.stop()
-	for {
+	rest := l.rest
+	l.rest = nil
+	if rest != nil && !r.termed {
+		rest()
+	}
+}
+
+// stopSignal acts on SIGTERM or SIGINT.
+func (l *loop) stopSignal(sig os.Signal) {
+	if l.isSame() {
+		return
+	}
+	if !l.asked.IsZero() && !(l.state == lameDuck && sig == os.Interrupt) {
+		l.p.logf("%v again: ending now; left: %s", sig, l.left())
+		l.p.removePIDFile()
+		handoff.FlushLog(logTimeout)
+		die(sig)
+	}
+	switch l.state {
+	case serving:
+		l.p.logf("%v: stopping pid %d", sig, pid())
+		l.stop(sig == os.Interrupt)
+	case starting:
+		l.stopRestart(sig, func() { l.stopSignal(sig) })
+	case lameDuck:
+		l.p.logf("%v: stopping pid %d", sig, pid())
+		l.asked = time.Now()
+		l.beginStop(true)
+	case draining, standby:
+		// The successor does not hear of it, unless the service is meant.
+		l.p.logf("%v: pid %d is ending already; left: %s", sig, pid(), l.left())
+		l.stopAfterHandOver()
+	case stopping: // a server has failed
+		l.asked = time.Now()
+	}
+}
+
+// isSame reports whether a signal to stop is the one that came before, sent again.
+func (l *loop) isSame() bool { return !l.asked.IsZero() && time.Since(l.asked) < sameSignal }
+
+// serviceStops stops this process, and a successor.
+func (l *loop) serviceStops(reason string) {
+	switch l.state {
+	case serving:
+		l.p.logf("%s: stopping pid %d", reason, pid())
+		l.stop(false)
+	case starting:
+		l.stopRestart(nil, func() { l.serviceStops(reason) })
+	case draining, standby:
+		l.successor.Stop()
+		l.stopAfterHandOver()
+	}
+}
+
+// stopRestart gives the restart up that is under way, and does the rest when it is over.
+// A signal may be the word of a successor built on facebookgo/grace instead.
+func (l *loop) stopRestart(sig os.Signal, rest func()) {
+	l.rest = rest
+	if sig == syscall.SIGTERM {
 		select {
-		case err := <-drained:
-			progress.end(err, 0)
-			return err
-		case sig := <-w.signals:
-			if w.same() {
-				continue
-			}
-			w.p.logf("%v again: ending now; left: %s", sig, w.left())
-			w.p.removePIDFile()
-			die(sig)
-		case <-w.p.usr2:
-			w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
-		case <-progress.tick:
-			left := progress.log()
-			w.p.notify("STATUS=Stopping: " + left + "\n" + systemd.Patience)
+		case l.restart.signals <- sig:
+			return
+		default:
+		}
+	}
+	if !isClosed(l.restart.giveUp) {
+		close(l.restart.giveUp)
+	}
+}
+
+// stopAfterHandOver is for a process that has a successor, and is told to stop.
+func (l *loop) stopAfterHandOver() {
+	l.asked = time.Now()
+	if l.isLast() {
+		l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
+		l.successor.Stop()
+		return
+	}
+	l.over = l.drained == nil
+}
+
+// serverFailed stops because a server cannot go on.
+func (l *loop) serverFailed(err error) {
+	switch l.state {
+	case draining, standby, stopping: // it is to end
+	case starting:
+		l.stopRestart(nil, func() { l.serverFailed(err) })
+	default:
+		l.p.logf("stopping pid %d: %v", pid(), err)
+		l.err = errors.Join(l.err, err)
+		l.g.Stopping()
+		l.g.LeavePaths() // a predecessor that still drains takes over again
+		l.drainTo(nil, true)
+	}
+}
+
+// stop stops this process, after the time of a lame duck, if it is not in a hurry.
+func (l *loop) stop(quick bool) {
+	l.asked = time.Now()
+	l.g.Stopping()
+	l.g.Predecessor.StepDown(true)
+	if l.p.LameDuck <= 0 || quick {
+		l.beginStop(quick)
+		return
+	}
+	l.setState(lameDuck)
+	l.timer = time.After(l.p.LameDuck)
+	l.p.logf("lame duck: pid %d serves on for %v, and tells its clients", pid(), l.p.LameDuck)
+	l.g.Manager.Tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.Patience))
+	l.beginHooks()
+	for _, ln := range l.listeners {
+		if s, ok := ln.(interface{ LameDuck(time.Duration) }); ok {
+			s.LameDuck(l.p.LameDuck)
 		}
 	}
 }
 
-// A handover is the time from the successor's word that it is ready until this process
-// ends, or serves again since the successor has failed.
-type handover struct {
-	*waiter
-	s        *handoff.Successor
-	progress *progress
-	drained  <-chan error     // nil when we are
-	exited   <-chan struct{}  // nil when the successor has
-	standby  <-chan time.Time // its end; nil while we do not stand by
-	told     bool             // to stop, which is meant for the service
-	drainErr error
+// beginStop begins the drain of a stop. No successor takes over.
+func (l *loop) beginStop(quick bool) {
+	l.timer = nil
+	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
+	l.drainTo(nil, quick)
 }
 
-// handOver leaves the sockets to a successor that is ready. It reports whether
-// that is the end; if not, the successor has failed and we serve again. A signal to stop
-// may have come just before, or is nil.
-func (w *waiter) handOver(s *handoff.Successor, sig os.Signal) (over bool, err error) {
-	w.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), os.Getpid(), w.left())
-	w.g.StepDown(false)
-	drained, cancel := w.drain(s)
-	defer cancel()
-	h := &handover{
-		waiter:   w,
-		s:        s,
-		progress: w.newProgress(),
-		drained:  drained,
-		exited:   s.Exited(),
+// handOver leaves the sockets to a successor that is ready.
+func (l *loop) handOver(r *restart) {
+	s := r.successor
+	l.successor, l.gone, l.stepped, l.silent = s, false, false, time.Time{}
+	l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), pid(), l.left())
+	l.g.Predecessor.StepDown(false)
+	s.DropPaths()
+	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.left())))
+	if l.g.Manager.Supervised() {
+		l.nameMain()
 	}
-	defer h.progress.stop()
-	w.p.notifyStatus(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d; pid %d drains %s", s.Pid, os.Getpid(), w.left()), false)
-	if w.early != nil {
-		select {
-		case w.p.usr2 <- w.early:
-		default: // one more is waiting
+	l.drainTo(s, false)
+	if r.early != nil {
+		l.passRestart()
+	}
+}
+
+// successorSays acts on what a successor that was ready says, or becomes of it.
+func (l *loop) successorSays(e handoff.Event) {
+	s := l.successor
+	switch e {
+	case handoff.Silent:
+		l.silent = time.Now() // it ends, most likely
+	case handoff.ServesAgain:
+		l.stepped = false
+	case handoff.HandsOver:
+		l.stepped = true
+		l.nameMain() // it needs that to name its own successor
+		if l.state == standby {
+			l.over = true // we shall not take over again
 		}
-		w.early = nil
-	}
-
-	if sig != nil {
-		h.stopSignal(sig)
-	}
-
-	var survived <-chan time.Time // the successor has, for long enough to be the main process
-	if w.p.Standby == 0 {
-		survived = time.After(probation)
-	}
-	toldToStop := w.g.ToldToStop()
-	for {
-		over := false
-		select {
-		case h.drainErr = <-h.drained:
-			h.drained = nil
-			over = h.afterDrain()
-
-		case <-h.standby:
-			over = !h.isLast()
-
-		case <-survived:
-			if !h.isLast() {
-				w.p.notifyMain(s)
-			}
-
-		case <-s.StepsDown():
-			if !s.SteppedDown() {
-				break // it serves again
-			}
-			if s.Stopping() {
-				w.refuse()
-			}
-			if h.isLast() {
-				s.Stop() // so that it does not wait for our end
-			} else {
-				w.p.notifyMain(s) // it needs that to name its own successor
-				over = h.standby != nil
-			}
-
-		case <-h.exited:
-			h.exited = nil
-			if !h.told && s.Failed() {
-				cancel()
-				if h.drained != nil {
-					<-h.drained
-				}
-				w.takeBack(s)
-				return false, nil
-			}
-			// It was stopped on purpose, or has a successor of its own.
-			w.g.Stop(true)
-			w.refuse()
-			over = h.drained == nil
-
-		case sig := <-w.signals:
-			over = h.stopSignal(sig)
-
-		case <-toldToStop:
-			toldToStop = nil
-			h.told, w.told = true, time.Now()
-			s.Stop()
-			over = h.drained == nil && !h.isLast()
-
-		case <-w.p.usr2:
-			if h.isLast() {
-				w.p.logf("restart signal ignored: pid %d is stopping", os.Getpid())
-			} else {
-				w.p.notifyMain(s) // what the successor has to say then counts
-				h.passRestart()
-			}
-
-		case <-h.progress.tick:
-			h.report()
+	case handoff.Stops:
+		l.stepped = true
+		l.refuse()
+		if l.isLast() {
+			s.Stop() // so that it does not wait for our end
+		} else if l.state == standby {
+			l.over = true
 		}
-		if over && !h.told {
-			select {
-			case sig := <-w.signals: // it came before the end
-				over = h.stopSignal(sig)
-			default:
-			}
+	case handoff.Ended:
+		l.gone, l.silent = true, time.Time{}
+		if l.asked.IsZero() && l.hasFailed() {
+			l.takeBack()
+			return
 		}
-		if over {
-			h.end()
-			return true, h.drainErr
-		}
+		// It was stopped on purpose, or has a successor of its own.
+		l.g.Stopping()
+		l.refuse()
+		l.over = l.drained == nil
 	}
+}
+
+// hasFailed reports whether the successor's end calls for taking over again: it has not
+// said that it steps down. One that does not run Wait says so by its status.
+func (l *loop) hasFailed() bool {
+	return !l.stepped && (l.successor.Waits() || !l.successor.Succeeded())
 }
 
 // isLast reports whether this process must outlive the successor: a service manager
 // that stops the service listens to its main process, and ends all others when that
 // one has ended.
-func (h *handover) isLast() bool {
-	stopping := h.told || h.s.Stopping()
-	return stopping && h.exited != nil && h.s.Waits() && h.p.isMain.Load() && h.g.Managed() && !h.g.Supervised()
+func (l *loop) isLast() bool {
+	stop := !l.asked.IsZero() || l.stepped
+	return stop && !l.gone && l.successor.Waits() && l.p.namesMain() && l.main
 }
 
-// afterDrain reports whether this process ends, now that it is drained.
-func (h *handover) afterDrain() (over bool) {
-	switch {
-	case h.isLast():
-		h.s.Stop() // its end is what we wait for
-		return false
-	case h.told, h.exited == nil:
-		return true
-	case h.s.Failed():
-		return false // that is the next thing to be seen
-	case h.p.Standby == 0, h.drainErr != nil:
-		return true
-	case h.s.SteppedDown():
-		return true // we shall not take over again
-	}
-	h.p.logf("pid %d is drained and stands by for %v", os.Getpid(), h.p.Standby)
-	h.standby = time.After(h.p.Standby)
-	return false
-}
-
-// stopSignal acts on SIGTERM or SIGINT, and reports whether this process ends. The
-// successor does not hear of it, unless the service is meant.
-func (h *handover) stopSignal(sig os.Signal) (over bool) {
-	if h.told && h.same() {
-		return false
-	}
-	if h.told {
-		h.p.logf("%v again: ending now; left: %s", sig, h.left())
-		die(sig)
-	}
-	// Whoever stops the successor as well must not wake us by that.
-	h.p.logf("%v: pid %d is ending already; left: %s", sig, os.Getpid(), h.left())
-	h.told, h.waiter.told = true, time.Now()
-	if !h.isLast() {
-		return h.drained == nil
-	}
-	h.p.notify("STOPPING=1\nSTATUS=Stopping: " + h.left() + "\n" + systemd.Patience)
-	h.s.Stop()
-	return false
-}
-
-func (h *handover) passRestart() {
-	h.p.logf("restart signal passed on: pid %d has handed over to pid %d", os.Getpid(), h.s.Pid)
-	h.s.Signal(restartSignal)
-}
-
-// report says what is left of the drain. The service manager listens to the main
-// process only.
-func (h *handover) report() {
-	if h.standby != nil && !h.isLast() {
+// afterDrain is called when this process is drained.
+func (l *loop) afterDrain() {
+	l.drained = nil
+	l.cancel()
+	s := l.successor
+	if s == nil {
+		l.over = true
 		return
 	}
-	text := fmt.Sprintf("pid %d drains %s", os.Getpid(), h.progress.log())
+	s.Drained()
 	switch {
-	case h.told && h.isLast():
-		h.p.notify("STATUS=Stopping: " + text + "\n" + systemd.Patience)
-	case h.p.isMain.Load():
-		h.p.notify(fmt.Sprintf("STATUS=Serving with pid %d; %s", h.s.Pid, text))
+	case l.isLast():
+		s.Stop() // its end is what we wait for
+	case !l.asked.IsZero(), l.gone:
+		l.over = true
+	case s.HasEnded(): // that is the next thing to be seen
+	case l.p.Standby <= 0, l.drainErr != nil, l.stepped:
+		l.over = true
 	default:
-		h.s.Status(text, false)
+		l.p.logf("pid %d is drained and stands by for %v", pid(), l.p.Standby)
+		l.setState(standby)
+		l.timer = time.After(l.p.Standby)
 	}
 }
 
-// end is the last that this process does for the service.
-func (h *handover) end() {
-	meant := h.p.isMain.Load() && h.g.Managed() && !h.g.Supervised() // who stops us means the service
-	if h.exited != nil {
-		h.p.notifyMain(h.s)
-	}
-	h.s.Status("", false) // of our drain there is nothing more to tell
-	h.closeAll(h.drainErr != nil)
-	h.progress.end(h.drainErr, h.s.Moved())
-	if err := h.s.Part(); err != nil {
-		h.p.logf("telling the service manager who comes after pid %d: %v", os.Getpid(), err)
-	}
-	// There may be something from somebody who has just read our number.
-	select {
-	case <-h.p.usr2:
-		h.passRestart()
-	default:
-	}
-	select {
-	case <-h.signals:
-		if meant {
-			h.s.Stop()
-		}
-	default:
+// timeIsUp ends lameDuck or standby.
+func (l *loop) timeIsUp() {
+	switch l.state {
+	case lameDuck:
+		l.p.logf("stopping pid %d", pid())
+		l.beginStop(false)
+	case standby:
+		l.over = !l.isLast()
 	}
 }
 
 // takeBack serves again after the successor has failed.
-func (w *waiter) takeBack(s *handoff.Successor) {
+func (l *loop) takeBack() {
+	s := l.successor
+	l.cancel()
+	if l.drained != nil {
+		<-l.drained
+		l.drained = nil
+	}
+	s.Release()
 	s.TakeBack()
-	w.g.ServeAgain()
-	w.resume()
+	l.timer = nil
+	l.successor = nil
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
-	w.p.logf("restart failed: %v; serving again with pid %d", err, os.Getpid())
-	w.p.writePIDFile()
-	w.p.isMain.Store(true)
-	w.p.notifyStatus(mainPID(os.Getpid()), true)
-	if w.p.OnRestart != nil {
-		w.p.OnRestart(s.Pid, time.Since(s.Started), err)
-	}
-}
-
-// drain drains all listeners side by side. The channel brings nil when nothing
-// is left, an error when TermTimeout is over, or the wait was cancelled.
-func (w *waiter) drain(to *handoff.Successor) (drained <-chan error, cancel func()) {
-	ctx := context.Background()
-	if w.p.TermTimeout > 0 {
-		ctx, cancel = context.WithTimeout(ctx, w.p.TermTimeout)
-	} else {
-		ctx, cancel = context.WithCancel(ctx)
-	}
-	errs := make([]error, len(w.listeners))
-	var wg sync.WaitGroup
-	for i, l := range w.listeners {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			if d, ok := l.(handoff.Drainer); ok {
-				errs[i] = d.Drain(ctx, to)
-			} else {
-				errs[i] = closeWithin(ctx, l)
-			}
-		}()
-	}
-	if to == nil && w.g.Managed() {
-		// When the main process ends, a service manager ends the others too. If that
-		// is our predecessor, it waits for us.
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			select {
-			case <-w.g.PredecessorGone():
-			case <-w.g.ToldToStop():
-			case <-ctx.Done():
-			}
-		}()
-	}
-	done := make(chan error, 1)
-	go func() {
-		wg.Wait()
-		err := errors.Join(errs...)
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = &timeoutError{w.p.TermTimeout, w.left()}
-		}
-		done <- err
-	}()
-	return done, cancel
-}
-
-// A timeoutError says what is left when TermTimeout is over.
-type timeoutError struct {
-	timeout time.Duration
-	left    string
-}
-
-func (e *timeoutError) Error() string {
-	return fmt.Sprintf("grace: not drained within %v, left: %s", e.timeout, e.left)
-}
-
-// Is makes it a context.DeadlineExceeded.
-func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
-
-// closeWithin closes a listener that is not ours to pause.
-func closeWithin(ctx context.Context, l net.Listener) error {
-	closed := make(chan error, 1)
-	go func() { closed <- l.Close() }()
-	select {
-	case err := <-closed:
-		if errors.Is(err, net.ErrClosed) {
-			err = nil // the program was faster
-		}
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// refuse closes the sockets when nobody will accept on them here again. Where the
-// successor has closed them too, clients are refused, rather than to wait for our end.
-func (w *waiter) refuse() { w.closeAll(true) }
-
-// closeAll ends the Accept calls of what was only paused. If connections are
-// left, Close goes on waiting for them, but we do not.
-func (w *waiter) closeAll(left bool) {
-	for _, l := range w.listeners {
-		if _, ok := l.(handoff.Drainer); !ok {
-			continue
-		}
-		if left {
-			go l.Close()
-		} else {
-			l.Close()
-		}
-	}
-}
-
-// resume accepts again after a successor has failed.
-func (w *waiter) resume() {
-	for _, l := range w.listeners {
-		if d, ok := l.(handoff.Drainer); ok {
-			d.Resume()
-		}
-	}
-}
-
-// left says in words what is still open.
-func (w *waiter) left() string {
-	open, oldest, others := 0, time.Time{}, 0
-	for _, l := range w.listeners {
-		d, ok := l.(handoff.Drainer)
-		if !ok {
-			others++
-			continue
-		}
-		n, since := d.Active()
-		open += n
-		if n > 0 && (oldest.IsZero() || since.Before(oldest)) {
-			oldest = since
-		}
-	}
-	var parts []string
-	if open > 0 {
-		parts = append(parts, fmt.Sprintf("%d %s, the oldest open for %v", open, plural(open, "connection"), since(oldest)))
-	}
-	if others > 0 {
-		parts = append(parts, fmt.Sprintf("%d other %s", others, plural(others, "listener")))
-	}
-	if len(parts) == 0 {
-		return "no connections"
-	}
-	return strings.Join(parts, ", ")
-}
-
-// probation is how long a successor must live to become the service manager's
-// main process before its predecessor has ended. A manager takes only a main
-// process's word on which one is: after that, there is no way back.
-const probation = time.Second
-
-// drainTick is how often a long drain is reported.
-const drainTick = time.Second
-
-// A progress reports on a drain.
-type progress struct {
-	w      *waiter
-	start  time.Time
-	ticker *time.Ticker
-	tick   <-chan time.Time
-}
-
-func (w *waiter) newProgress() *progress {
-	t := time.NewTicker(drainTick)
-	return &progress{w: w, start: time.Now(), ticker: t, tick: t.C}
-}
-
-func (p *progress) stop() { p.ticker.Stop() }
-
-func (p *progress) log() (left string) {
-	left = p.w.left()
-	select {
-	case <-p.w.g.PredecessorGone():
-	default:
-		left += fmt.Sprintf("; predecessor pid %d is still there", p.w.g.Parent())
-	}
-	p.w.p.logf("draining pid %d: %s", os.Getpid(), left)
-	return left
-}
-
-func (p *progress) end(err error, moved int) {
-	also := ""
-	if moved > 0 {
-		also = fmt.Sprintf("; %d %s moved", moved, plural(moved, "connection"))
-	}
-	if err != nil {
-		p.w.p.logf("pid %d ends after %v: %v%s", os.Getpid(), since(p.start), err, also)
+	lost, accepting := l.resume()
+	if !accepting {
+		l.p.logf("restart failed: %v; pid %d cannot serve again: the program has closed its listeners", err, pid())
+		l.err = fmt.Errorf("grace: %w; the listeners are closed, so that this process cannot serve again", err)
+		l.report(s, err)
+		l.over = true
 		return
 	}
-	p.w.p.logf("pid %d ends: drained within %v%s", os.Getpid(), since(p.start), also)
+	also := ""
+	if lost > 0 {
+		also = fmt.Sprintf("; not on %d %s, which the program has closed", lost, plural(lost, "listener"))
+	}
+	l.g.Predecessor.ServeAgain()
+	l.p.logf("restart failed: %v; serving again with pid %d%s", err, pid(), also)
+	l.p.writePIDFile()
+	l.main = true
+	l.g.Manager.Tell(mainPID(pid()))
+	l.setState(serving)
+	l.report(s, err)
 }
 
-func since(t time.Time) time.Duration { return time.Since(t).Round(time.Millisecond) }
-
-func plural(n int, word string) string {
-	if n == 1 {
-		return word
-	}
-	return word + "s"
+// report tells of a successor that has failed after it was ready.
+func (l *loop) report(s *handoff.Successor, err error) {
+	took := time.Since(s.Started)
+	l.g.Restarted(handoff.Restarted{Pid: s.Pid, At: s.Started, Took: took, Err: err})
+	l.p.report(l, s.Pid, took, err)
 }
 
-func netListeners(listeners []Listener) []net.Listener {
-	all := make([]net.Listener, len(listeners))
-	for i, l := range listeners {
-		all[i] = l
+// end is the last that this process does.
+func (l *loop) end() error {
+	if l.drainErr != nil {
+		l.err = errors.Join(l.err, l.drainErr)
 	}
-	return all
+	l.awaitHooks(l.deadline)
+	s, wasMain := l.successor, l.main
+	if s != nil && !l.gone {
+		if l.asked.IsZero() || !l.p.namesMain() {
+			l.nameMain()
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+		if err := l.g.Manager.Barrier(ctx); err != nil {
+			l.p.logf("telling the service manager who comes after pid %d: %v", pid(), err)
+		}
+		cancel()
+		s.Status("", false) // of our drain there is nothing more to tell
+		s.Flush(partTimeout)
+	} else {
+		ctx, cancel := context.WithTimeout(context.Background(), partTimeout/4)
+		l.g.Manager.Flush(ctx)
+		cancel()
+		l.g.Predecessor.Flush(partTimeout / 4)
+		l.p.removePIDFile()
+	}
+	l.closeAll(l.drainErr != nil)
+	l.logEnd()
+	if s != nil && !l.gone {
+		l.passOnLate(wasMain)
+		s.Release()
+	}
+	l.g.Disown()
+	l.guard()
+	handoff.FlushLog(logTimeout)
+	return l.err
+}
+
+// passOnLate passes on what somebody has sent who had just read our number.
+func (l *loop) passOnLate(wasMain bool) {
+	select {
+	case <-l.p.usr2:
+		l.p.logf("restart signal passed on: pid %d has handed over to pid %d", pid(), l.successor.Pid)
+		l.successor.Signal(restartSignal)
+	default:
+	}
+	select {
+	case <-l.signals:
+		if l.p.namesMain() && wasMain && l.asked.IsZero() {
+			l.successor.Stop()
+			l.successor.Flush(partTimeout)
+		}
+	default:
+	}
 }

@@ -102,7 +102,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 			dial(t, p.Addrs[0]).servedBy(p)
 			p.Signal(signals[0])
 			driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
-			p.Signal(signals[1])
+			p.Insist(signals[1])
 			status := p.Wait()
 			if status == nil || !status.Signaled() || status.Signal() != signals[1] {
 				t.Errorf("it ended with %s, want signal: %v", driver.Describe(status), signals[1])
@@ -120,7 +120,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 		dial(t, p.Addrs[0]).servedBy(p)
 		p.Signal(syscall.SIGINT)
 		driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
-		p.Signal(syscall.SIGINT)
+		p.Insist(syscall.SIGINT)
 		p.WaitExit(128 + int(syscall.SIGINT))
 	})
 	t.Run("in a handoff", func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 		s.Line(`drains 1 connection`)
 		p.Signal(syscall.SIGTERM)
 		s.Line(`terminated: pid \d+ is ending already; left: 1 connection`)
-		p.Signal(syscall.SIGTERM)
+		p.Insist(syscall.SIGTERM)
 		if status := p.Wait(); status == nil || !status.Signaled() || status.Signal() != syscall.SIGTERM {
 			t.Errorf("it ended with %s, want signal: terminated", driver.Describe(status))
 		}

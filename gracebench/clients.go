@@ -22,6 +22,9 @@ import (
 // answerTimeout is how long a client waits for an answer before it counts the request as lost.
 const answerTimeout = 10 * time.Second
 
+// lostPause is how long a user waits after a lost request, so that one who is refused does not count it all the time.
+const lostPause = 5 * time.Millisecond
+
 // A client sends requests one after the other, and none of them twice.
 type client interface {
 	// do sends one request and checks that the answer is its own. An error is a lost request.
@@ -43,7 +46,8 @@ func (q request) query() string { return fmt.Sprintf("%dus", q.wait.Microseconds
 
 type answer struct {
 	pid    string // of the process that answered
-	remote string // the client's address as the server saw it
+	local  string // the client's address of a connection
+	remote string // the same as the server saw it
 	sent   time.Duration
 }
 
@@ -68,13 +72,14 @@ type rawClient struct {
 func (c *rawClient) do(q request) (answer, error) {
 	a := answer{sent: now()}
 	if c.conn == nil {
-		c.dialed++
 		conn, err := c.dial()
 		if err != nil {
 			return a, err
 		}
+		c.dialed++
 		c.conn, c.in = conn, bufio.NewReader(conn)
 	}
+	a.local = c.conn.LocalAddr().String()
 	stay, err := c.exchange(q, &a)
 	if err != nil || !stay || c.each {
 		c.close()
@@ -233,9 +238,9 @@ func errorKind(err error) string {
 	switch {
 	case errors.As(err, &status), errors.Is(err, errWrong):
 		return err.Error()
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, errRefused):
 		return "connection refused"
-	case errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, errReset):
 		return "connection reset"
 	case errors.Is(err, syscall.EPIPE):
 		return "closed before the request was written"
@@ -329,6 +334,8 @@ func (u *user) run(ctx context.Context, t *target) {
 		end := now()
 		if err != nil {
 			u.lost[errorKind(err)]++
+			t.lost.Add(1)
+			sleep(ctx, lostPause)
 			continue
 		}
 		t.answered(a.pid, end)

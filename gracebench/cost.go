@@ -16,6 +16,8 @@ type costReport struct {
 	KeepAlive      comparison `json:",omitzero"`
 	NewConnections comparison `json:",omitzero"`
 
+	Floor floor `json:",omitzero"`
+
 	IdleConnections int      `json:",omitzero"`
 	IdlePlain       float64  `json:",omitzero"` // bytes for each idle connection
 	IdleGrace       float64  `json:",omitzero"`
@@ -23,6 +25,9 @@ type costReport struct {
 
 	Moves     []growth `json:",omitempty"` // of idle connections
 	Listeners []growth `json:",omitempty"`
+	// What one more adds to the time from the signal to the old process's end.
+	EachMove     millis `json:",omitempty"`
+	EachListener millis `json:",omitempty"`
 
 	Failures []string `json:",omitempty"`
 }
@@ -50,6 +55,7 @@ type costPlan struct {
 	slice   time.Duration // of load
 	workers int           // connections that send at a time
 	memory  int           // pairs of processes whose memory is compared
+	starts  int           // of a server, to see how long one takes
 	repeats int           // restarts of each size
 	idle    []int
 	listen  []int
@@ -58,23 +64,23 @@ type costPlan struct {
 func (cfg config) costPlan() costPlan {
 	p := costPlan{
 		pairs: 60, rounds: 20, slice: 20 * time.Millisecond, workers: 16,
-		memory: 3, repeats: 5,
-		idle: []int{2500, 5000, 10000}, listen: []int{250, 500, 1000},
+		memory: 3, starts: 40, repeats: 5,
+		idle: []int{1250, 2500, 5000, 10000}, listen: []int{125, 250, 500, 1000},
 	}
 	if cfg.short {
 		p.pairs, p.rounds = 7, 15
-		p.memory, p.repeats = 1, 2
+		p.memory, p.starts, p.repeats = 1, 5, 2
 		p.idle, p.listen = []int{500, 1000, 2000}, []int{50, 100, 200}
 	}
 	// A process may not have enough descriptors for as many; while connections move, one has all of them.
 	if limit := fileLimit() - 500; limit > 0 && p.idle[len(p.idle)-1] > limit {
-		p.idle = []int{limit / 4, limit / 2, limit}
+		p.idle = []int{limit / 8, limit / 4, limit / 2, limit}
 	}
 	return p
 }
 
 // costParts are what -cost measures, in this order; -kinds chooses among them.
-var costParts = []string{"load", "memory", "idle", "listeners"}
+var costParts = []string{"load", "floor", "memory", "idle", "listeners"}
 
 func benchCost(ctx context.Context, cfg config, list string) error {
 	parts := costParts
@@ -88,7 +94,9 @@ func benchCost(ctx context.Context, cfg config, list string) error {
 		var err error
 		switch part {
 		case "load":
-			text, err = report.compareLoad(ctx, cfg, plan)
+			text, err = report.compareServers(ctx, cfg, plan)
+		case "floor":
+			text, err = report.measureFloor(ctx, cfg, plan)
 		case "memory":
 			text, err = report.compareMemory(ctx, cfg, plan)
 		case "idle":
@@ -118,23 +126,38 @@ func benchCost(ctx context.Context, cfg config, list string) error {
 	return nil
 }
 
-func (c comparison) text(title string) string {
+func (c comparison) text(title, other string) string {
+	line := func(what, format string, plain, grace float64, ratio estimate) string {
+		return fmt.Sprintf("  %-20s net/http "+format+"   %s "+format+"   ratio %s\n", what, plain, other, grace, ratio)
+	}
 	return title + "\n" +
-		fmt.Sprintf("  %-24s net/http %8.0f   gracehttp %8.0f   ratio %s\n", "per second", c.Plain.PerSecond, c.Grace.PerSecond, c.Throughput) +
-		fmt.Sprintf("  %-24s net/http %8.1f   gracehttp %8.1f   ratio %s\n", "processor time, µs", c.Plain.CPU, c.Grace.CPU, c.CPU) +
-		fmt.Sprintf("  %-24s net/http %8.2f   gracehttp %8.2f   ratio %s\n", "allocations", c.Plain.Allocations, c.Grace.Allocations, c.Allocations) +
-		fmt.Sprintf("  %-24s net/http %8.0f   gracehttp %8.0f\n", "bytes allocated", c.Plain.Bytes, c.Grace.Bytes)
+		line("per second", "%8.0f", c.Plain.PerSecond, c.Grace.PerSecond, c.Throughput) +
+		line("processor time, µs", "%8.1f", c.Plain.CPU, c.Grace.CPU, c.CPU) +
+		line("allocations", "%8.2f", c.Plain.Allocations, c.Grace.Allocations, c.Allocations)
 }
 
 func (e estimate) String() string { return fmt.Sprintf("%.4f (%.4f to %.4f)", e.Median, e.Low, e.High) }
 
-// compareLoad loads two servers in turn, in slices so short that whatever else happens on the machine happens to both.
-// Many pairs of processes, since one process may be lucky with its memory for all of its life: of two that are the same,
-// one is 5 % faster easily.
-func (r *costReport) compareLoad(ctx context.Context, cfg config, plan costPlan) (string, error) {
+func (r *costReport) compareServers(ctx context.Context, cfg config, plan costPlan) (string, error) {
+	loads, err := compareLoad(ctx, cfg, plan, [2]bool{true, false})
+	if err != nil {
+		return "", err
+	}
+	r.KeepAlive, r.NewConnections = loads[0], loads[1]
+	return fmt.Sprintf("Nothing restarts: medians of %d pairs of processes, each loaded in %d alternating slices of %v,\n"+
+		"and of the pairs' ratios, with the interval that holds the true one with 95 %% confidence.\n\n",
+		plan.pairs, plan.rounds, plan.slice) +
+		r.KeepAlive.text("keep-alive, for each request", "gracehttp") + "\n" +
+		r.NewConnections.text("new connections, for each with its request", "gracehttp"), nil
+}
+
+// compareLoad loads two servers in turn, in slices so short that whatever else happens on the machine happens to both;
+// plain tells which are on net/http alone. Many pairs of processes, since one process may be lucky with its memory for
+// all of its life: of two that are the same, one is 5 % faster easily.
+func compareLoad(ctx context.Context, cfg config, plan costPlan, plain [2]bool) ([2]comparison, error) {
 	var pairs [2][]comparison // by load: keep-alive, new connections
 	for range plan.pairs {
-		err := withPair(ctx, cfg, func(pair [2]*target) error {
+		err := withPair(ctx, cfg, plain, func(pair [2]*target) error {
 			for kind := range pairs {
 				var slices []comparison
 				var loads [2]*load
@@ -165,22 +188,17 @@ func (r *costReport) compareLoad(ctx context.Context, cfg config, plan costPlan)
 			return nil
 		})
 		if err != nil {
-			return "", err
+			return [2]comparison{}, err
 		}
 	}
-	r.KeepAlive, r.NewConnections = mediansOf(pairs[0]), mediansOf(pairs[1])
-	return fmt.Sprintf("Nothing restarts: medians of %d pairs of processes, each loaded in %d alternating slices of %v,\n"+
-		"and of the pairs' ratios, with the interval that holds the true one with 95 %% confidence.\n\n",
-		plan.pairs, plan.rounds, plan.slice) +
-		r.KeepAlive.text("keep-alive, for each request") + "\n" +
-		r.NewConnections.text("new connections, for each with its request"), nil
+	return [2]comparison{mediansOf(pairs[0]), mediansOf(pairs[1])}, nil
 }
 
-// withPair starts a server on net/http alone and one on the library, and stops them after use.
-func withPair(ctx context.Context, cfg config, use func([2]*target) error) error {
+// withPair starts two servers, on net/http alone or on the library, and stops them after use.
+func withPair(ctx context.Context, cfg config, plain [2]bool, use func([2]*target) error) error {
 	var pair [2]*target
 	for i := range pair {
-		t, err := startTarget(ctx, cfg, serverConfig{addr: "127.0.0.1:0", proto: "http", listeners: 1, plain: i == 0})
+		t, err := startTarget(ctx, cfg, serverConfig{addr: "127.0.0.1:0", proto: "http", listeners: 1, plain: plain[i]})
 		if err != nil {
 			return err
 		}
@@ -357,7 +375,7 @@ func (r *costReport) compareMemory(ctx context.Context, cfg config, plan costPla
 	r.IdleConnections = plan.idle[len(plan.idle)-1]
 	var ratios, plain, grace []float64
 	for range plan.memory {
-		err := withPair(ctx, cfg, func(pair [2]*target) error {
+		err := withPair(ctx, cfg, [2]bool{true, false}, func(pair [2]*target) error {
 			var each [2]float64
 			for i, t := range pair {
 				before, err := t.usageOf(ctx, t.order[0], true)

@@ -138,13 +138,16 @@ func (r *costReport) moveIdle(ctx context.Context, cfg config, plan costPlan) (s
 			return "", err
 		}
 		r.Moves = append(r.Moves, g)
-		fmt.Fprintf(&b, "%s  moved %d  lost %d\n", g.text("connections"), g.Moved, g.Lost)
-		fmt.Fprintf(&b, "%19s  in other restarts, answers to four clients on any of them took p50 %.1f  p99 %.1f  max %.1f\n",
+		fmt.Fprintf(&b, "%s  lost %d\n", g.text("connections"), g.Lost)
+		fmt.Fprintf(&b, "%18s  in other restarts, answers to four clients took p50 %.1f  p99 %.1f  max %.1f\n",
 			"", g.Meanwhile.P50, g.Meanwhile.P99, g.Meanwhile.Max)
 		if g.Lost > 0 {
 			r.Failures = append(r.Failures, fmt.Sprintf("%d of %d idle connections lost", g.Lost, n))
 		}
 	}
+	fixed, each := lineOf(r.Moves)
+	r.EachMove = each
+	fmt.Fprintf(&b, "  grows by %.1f µs for each connection, from %.1f ms\n", each*1000, fixed)
 	return b.String(), nil
 }
 
@@ -212,7 +215,24 @@ func (r *costReport) moveListeners(ctx context.Context, cfg config, plan costPla
 			r.Failures = append(r.Failures, fmt.Sprintf("%d of %d listeners did not answer", g.Lost, n))
 		}
 	}
+	fixed, each := lineOf(r.Listeners)
+	r.EachListener = each
+	fmt.Fprintf(&b, "  grows by %.1f µs for each listener, from %.1f ms\n", each*1000, fixed)
 	return b.String(), nil
+}
+
+// lineOf returns the line closest to the times by least squares.
+func lineOf(all []growth) (fixed, each millis) {
+	var n, x, y, xx, xy float64
+	for _, g := range all {
+		n++
+		x += float64(g.N)
+		y += float64(g.Gone)
+		xx += float64(g.N) * float64(g.N)
+		xy += float64(g.N) * float64(g.Gone)
+	}
+	slope := (n*xy - x*y) / (n*xx - x*x)
+	return millis((y - slope*x) / n), millis(slope)
 }
 
 func growListeners(ctx context.Context, cfg config, n, repeats int) (growth, error) {
@@ -309,6 +329,6 @@ func (g *growth) sum() {
 }
 
 func (g *growth) text(of string) string {
-	return fmt.Sprintf("  %6d %-12s first answer %6.1f  old gone %6.1f (worst %6.1f)  processor time %6.1f (%.0f µs for each)",
-		g.N, of, g.FirstAnswer, g.Gone, g.Worst, g.CPU, float64(g.CPU)*1000/float64(g.N))
+	return fmt.Sprintf("  %6d %-11s first answer %5.1f  old gone %5.1f (worst %5.1f)  processor time %5.1f",
+		g.N, of, g.FirstAnswer, g.Gone, g.Worst, g.CPU)
 }

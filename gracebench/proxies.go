@@ -6,51 +6,61 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
 
 // startNginx starts nginx in front of the server. It may not try a request twice, and keeps its connections for as long
-// as the server does.
-func startNginx(ctx context.Context, t *target) (string, error) {
-	const conf = `
+// as the server does. One that is to reload has a master process, and its workers answer with their own pids.
+func startNginx(ctx context.Context, t *target, reload bool) (string, error) {
+	master, pid, signal := "off", "", ""
+	if reload {
+		master, pid, signal = "on", "proxy_hide_header Pid; add_header Pid $pid;", "HUP"
+	}
+	conf := `
 daemon off;
-master_process off;
-pid %[1]s/nginx.pid;
-error_log %[1]s/nginx.log;
+master_process ` + master + `;
+pid {dir}/nginx.pid;
+error_log {dir}/nginx.log;
 events { worker_connections 1024; }
 http {
 	access_log off;
-	client_body_temp_path %[1]s/body;
-	proxy_temp_path %[1]s/proxy;
-	fastcgi_temp_path %[1]s/fastcgi;
-	uwsgi_temp_path %[1]s/uwsgi;
-	scgi_temp_path %[1]s/scgi;
+	client_body_temp_path {dir}/body;
+	proxy_temp_path {dir}/proxy;
+	fastcgi_temp_path {dir}/fastcgi;
+	uwsgi_temp_path {dir}/uwsgi;
+	scgi_temp_path {dir}/scgi;
 	keepalive_requests 100000000;
 	keepalive_timeout 10m;
 	upstream tested {
-		server %[2]s max_fails=0;
+		server {server} max_fails=0;
 		keepalive 1000;
 		keepalive_requests 100000000;
 		keepalive_timeout 10m;
 	}
 	server {
-		listen %[3]s;
+		listen {addr};
 		location / {
 			proxy_pass http://tested;
 			proxy_http_version 1.1;
 			proxy_set_header Connection "";
 			proxy_next_upstream off;
+			` + pid + `
 		}
 	}
 }
 `
-	return startProxy(ctx, t, conf, "nginx", "-p", t.config.dir, "-e", "stderr", "-c")
+	return startProxy(ctx, t, conf, signal, "nginx", "-p", t.config.dir, "-e", "stderr", "-c")
 }
 
 // startHAProxy starts haproxy in front of the server, like startNginx.
-func startHAProxy(ctx context.Context, t *target) (string, error) {
-	const conf = `
+func startHAProxy(ctx context.Context, t *target, reload bool) (string, error) {
+	master, pid, signal := "-db", "", ""
+	if reload {
+		master, pid, signal = "-W", "http-response set-header Pid %pid", "USR2"
+	}
+	conf := `
 global
 	maxconn 2000
 	nbthread 1
@@ -63,17 +73,18 @@ defaults
 	retries 0
 	http-reuse always
 frontend clients
-	bind %[3]s
+	bind {addr}
+	` + pid + `
 	default_backend tested
 backend tested
-	server tested %[2]s pool-purge-delay 10m
+	server tested {server} pool-purge-delay 10m
 `
-	return startProxy(ctx, t, conf, "haproxy", "-db", "-f")
+	return startProxy(ctx, t, conf, signal, "haproxy", master, "-f")
 }
 
 // startProxy writes the configuration and starts the program with its name as the last argument. It returns the address
-// of the proxy when it accepts connections.
-func startProxy(ctx context.Context, t *target, conf, name string, args ...string) (string, error) {
+// of the proxy when it accepts connections. The signal, if there is one, makes it reload.
+func startProxy(ctx context.Context, t *target, conf, signal, name string, args ...string) (string, error) {
 	path, err := lookProxy(name)
 	if err != nil {
 		return "", err
@@ -83,7 +94,8 @@ func startProxy(ctx context.Context, t *target, conf, name string, args ...strin
 		return "", err
 	}
 	file := filepath.Join(t.config.dir, name+".conf")
-	if err := os.WriteFile(file, fmt.Appendf(nil, conf, t.config.dir, t.addr, addr), 0o600); err != nil {
+	conf = strings.NewReplacer("{dir}", t.config.dir, "{server}", t.addr, "{addr}", addr).Replace(conf)
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		return "", err
 	}
 	cmd := exec.Command(path, append(args, file)...)
@@ -98,6 +110,11 @@ func startProxy(ctx context.Context, t *target, conf, name string, args ...strin
 		close(ended)
 	}()
 	t.proxy = &proxy{process: cmd.Process, ended: ended}
+	if signal != "" {
+		if t.proxy.reload, err = signalByName(signal); err != nil {
+			return "", err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	go func() {
@@ -123,11 +140,14 @@ func lookProxy(name string) (string, error) {
 	return "", fmt.Errorf("%s is %w", name, errMissing)
 }
 
-// A proxy is a running nginx or haproxy: a single process.
+// A proxy is a running nginx or haproxy: a single process, or the master of others.
 type proxy struct {
 	process *os.Process
+	reload  os.Signal // nil if it is not to restart itself
 	ended   chan struct{}
 }
+
+func (p *proxy) reloads() bool { return p != nil && p.reload != nil }
 
 func (p *proxy) stop() {
 	if p == nil {

@@ -22,7 +22,10 @@ type kind struct {
 	proto string // the server's
 	addr  string // the server's: a TCP address to listen on, or "unix"
 	rapid bool
-	proxy func(ctx context.Context, t *target) (addr string, err error)
+	slow  bool // a restart takes about a second, in which clients are told to reconnect
+	proxy func(ctx context.Context, t *target, reload bool) (addr string, err error)
+	// reload makes the proxy restart, in front of a server on net/http that does not.
+	reload bool
 	// fresh is how many new connections a restart may cost one client, or all of them if the limit is 0; -1 is any
 	// number.
 	fresh     int
@@ -77,17 +80,17 @@ var allKinds = []kind{
 	},
 	{
 		name: "tls1", about: "HTTP/1.1 over TLS, keep-alive",
-		proto: "tls", addr: "127.0.0.1:0", fresh: 1,
+		proto: "tls", addr: "127.0.0.1:0", fresh: 1, slow: true,
 		newClient: func(e *env, _ int) client { return &rawClient{dial: e.ownSessions().dialTLS} },
 	},
 	{
 		name: "h2", about: "HTTP/2 over TLS, bodies that can be sent again",
-		proto: "tls", addr: "127.0.0.1:0", fresh: 1,
+		proto: "tls", addr: "127.0.0.1:0", fresh: 1, slow: true,
 		newClient: func(e *env, _ int) client { return newHTTP2Client(e.addr, e.ownSessions().tls) },
 	},
 	{
 		name: "h2c", about: "HTTP/2 with prior knowledge",
-		proto: "h2c", addr: "127.0.0.1:0", fresh: 1,
+		proto: "h2c", addr: "127.0.0.1:0", fresh: 1, slow: true,
 		newClient: func(e *env, _ int) client { return newHTTP2Client(e.addr, nil) },
 	},
 	{
@@ -171,11 +174,11 @@ func (r *row) fail(format string, args ...any) {
 // errMissing is a program that is not installed.
 var errMissing = errors.New("not installed")
 
-// runKind starts a server and its clients, restarts the one under the others, and adds up what they saw. An error
-// means that there was nothing to see.
-func runKind(ctx context.Context, cfg config, k kind) (*row, error) {
+// runKind starts a server and its clients, restarts the one under the others, and adds up what they saw. It calls begun
+// when they run. An error means that there was nothing to see.
+func runKind(ctx context.Context, cfg config, k kind, begun func(*target)) (*row, error) {
 	r := &row{Kind: k.name, About: k.about, Limit: -1}
-	t, err := startTarget(ctx, cfg, serverConfig{addr: k.addr, proto: k.proto, listeners: 1})
+	t, err := startTarget(ctx, cfg, serverConfig{addr: k.addr, proto: k.proto, listeners: 1, plain: k.reload})
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +204,7 @@ func runKind(ctx context.Context, cfg config, k kind) (*row, error) {
 	e.shakes.total.Store(0)
 	e.shakes.resumed.Store(0)
 
+	begun(t)
 	var restarts []restart
 	underLoad(ctx, t, users, func() {
 		sleep(ctx, cfg.steady)
@@ -219,15 +223,15 @@ func runKind(ctx context.Context, cfg config, k kind) (*row, error) {
 	r.addRestarts(restarts)
 	r.AfterLast = summarize(t.afterLast())
 	if n := e.shakes.total.Load(); n > 0 {
-		r.Resumed = fmt.Sprintf("%.1f %%", 100*float64(e.shakes.resumed.Load())/float64(n))
+		r.Resumed = fmt.Sprintf("%.0f %%", 100*float64(e.shakes.resumed.Load())/float64(n))
 	}
 	r.Restarts = t.restarts()
 	if t.newest.Load() == nil {
 		r.Restarts = r.Signals // it does not say which process answers
-	} else if want := k.restarts(cfg); r.Restarts < want {
-		r.fail("%d of %d restarts happened", r.Restarts, want)
+	} else if k.rapid && r.Restarts < cfg.rapid {
+		r.fail("%d of %d restarts happened", r.Restarts, cfg.rapid)
 	}
-	if k.proxy != nil {
+	if k.proxy != nil && !k.reload {
 		r.judgeProxy(users, met)
 	} else {
 		r.judge(k, users)
@@ -256,7 +260,7 @@ func newEnv(ctx context.Context, k kind, t *target) (e *env, err error) {
 	}
 	if k.proxy != nil {
 		e.network = "tcp"
-		e.addr, err = k.proxy(ctx, t)
+		e.addr, err = k.proxy(ctx, t, k.reload)
 	}
 	return e, err
 }
@@ -277,11 +281,20 @@ func underLoad(ctx context.Context, t *target, users []*user, f func()) {
 	running.Wait()
 }
 
-func (k kind) restarts(cfg config) int {
-	if k.rapid {
-		return cfg.rapid
+// takes is about how long the row takes.
+func (k kind) takes(cfg config) time.Duration {
+	each, n := 20*time.Millisecond+cfg.interval, cfg.restarts
+	if k.slow {
+		each += time.Second
 	}
-	return cfg.restarts
+	if k.rapid {
+		each, n = 20*time.Millisecond, cfg.rapid
+	}
+	all := time.Duration(n) * each
+	if cfg.budget > 0 {
+		all = min(all, cfg.budget)
+	}
+	return all + 2*cfg.steady + 500*time.Millisecond // for the start and the stop
 }
 
 // addUsers adds up what the clients saw.
@@ -353,9 +366,10 @@ func remotesOf(users []*user) map[string]bool {
 	return all
 }
 
-// restartOften restarts the server, one restart after the end of the other.
+// restartOften restarts the server, one restart after the end of the other, until there were enough or time is over.
 func restartOften(ctx context.Context, cfg config, t *target, r *row) (restarts []restart, signals int) {
-	for range cfg.restarts {
+	began := now()
+	for signals < cfg.restarts && (cfg.budget == 0 || now()-began < cfg.budget) {
 		signals++
 		one, err := t.restart(ctx)
 		if err != nil {

@@ -33,12 +33,18 @@ type serverConfig struct {
 	proto     string // http, tls (HTTP/1.1 and HTTP/2) or h2c
 	listeners int
 	plain     bool // net/http alone, to compare with
+
+	program string // to start; "" is this one
+	version string // name of a file that says what a version does, see misbehave; "" is to serve
 }
 
 func (c serverConfig) args() []string {
 	args := []string{"-serve", "-dir", c.dir, "-addr", c.addr, "-proto", c.proto, "-listeners", strconv.Itoa(c.listeners)}
 	if c.plain {
 		args = append(args, "-plain")
+	}
+	if c.version != "" {
+		args = append(args, "-version", c.version)
 	}
 	return args
 }
@@ -55,6 +61,7 @@ func serveMain(args []string) error {
 	flags.StringVar(&c.proto, "proto", "http", "")
 	flags.IntVar(&c.listeners, "listeners", 1, "")
 	flags.BoolVar(&c.plain, "plain", false, "")
+	flags.StringVar(&c.version, "version", "", "")
 	flags.Parse(args)
 
 	conn, err := net.Dial("unix", c.controlPath())
@@ -64,6 +71,13 @@ func serveMain(args []string) error {
 	ctl := &control{conn: conn}
 	ctl.send(message{Pid: os.Getpid()})
 	go ctl.answer()
+	var options []gracehttp.Option
+	if c.version != "" {
+		// The kernel sends it to a group with a frozen process when the first generation ends: the group is orphaned then.
+		signal.Ignore(syscall.SIGHUP)
+		misbehave(c.version)
+		options = append(options, gracehttp.StartTimeout(chaosStartTimeout))
+	}
 
 	servers := make([]*http.Server, c.listeners)
 	for i := range servers {
@@ -76,7 +90,7 @@ func serveMain(args []string) error {
 	} else {
 		logger := log.New(os.Stderr, fmt.Sprintf("[%d] ", os.Getpid()), log.Ltime|log.Lmicroseconds)
 		gracehttp.SetLogger(logger)
-		err = gracehttp.Serve(servers...)
+		err = gracehttp.ServeWithOptions(servers, options...)
 	}
 	last := message{Usage: &usage{CPU: cpuTime()}, Last: true} // the rest takes longer, and nobody asks
 	if err != nil {
@@ -178,6 +192,11 @@ type usage struct {
 	TotalAlloc uint64
 	InUse      uint64 // heap and stacks; after a collection, if one was asked for
 	CPU        time.Duration
+
+	// With a collection only.
+	Resident    int // bytes in memory; 0 where the system does not tell
+	Goroutines  int
+	Descriptors int
 }
 
 // control is a server process's connection to the bench.
@@ -200,12 +219,17 @@ func (c *control) send(m message) {
 func (c *control) answer() {
 	in := bufio.NewScanner(c.conn)
 	for in.Scan() {
-		if in.Text() == "collect" {
+		collect := in.Text() == "collect"
+		if collect {
 			// Twice: the first collection only moves pooled memory to where the second one frees it.
 			runtime.GC()
 			runtime.GC()
 		}
-		c.send(message{Usage: readUsage()})
+		u := readUsage()
+		if collect {
+			u.Resident, u.Goroutines, u.Descriptors = residentMemory(), runtime.NumGoroutine(), descriptors()
+		}
+		c.send(message{Usage: u})
 	}
 	if errors.Is(in.Err(), net.ErrClosed) {
 		return
@@ -222,4 +246,13 @@ func readUsage() *usage {
 		InUse:      m.HeapInuse + m.StackInuse,
 		CPU:        cpuTime(),
 	}
+}
+
+// descriptors is how many this process has open.
+func descriptors() int {
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return 0
+	}
+	return len(open) - 1 // the folder itself was one
 }

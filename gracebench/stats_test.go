@@ -158,3 +158,13 @@ func TestSummaryIsInMilliseconds(t *testing.T) {
 		t.Errorf("summary %v, want %v", got, want)
 	}
 }
+
+func TestLineThroughTimes(t *testing.T) {
+	var all []growth
+	for _, n := range []int{100, 200, 400, 800} {
+		all = append(all, growth{N: n, Gone: 8 + millis(n)*0.013})
+	}
+	if fixed, each := lineOf(all); math.Abs(float64(fixed)-8) > 1e-9 || math.Abs(float64(each)-0.013) > 1e-9 {
+		t.Errorf("from %v ms, %v ms each; want 8 and 0.013", float64(fixed), float64(each))
+	}
+}

@@ -12,6 +12,12 @@ import (
 	"time"
 )
 
+// What a connection may fail with.
+const (
+	errRefused = syscall.ECONNREFUSED
+	errReset   = syscall.ECONNRESET
+)
+
 func signalByName(name string) (os.Signal, error) {
 	signals := map[string]syscall.Signal{
 		"HUP":  syscall.SIGHUP,

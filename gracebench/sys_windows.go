@@ -4,7 +4,14 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
+)
+
+// What a connection may fail with: Winsock's errors, which syscall.ECONNREFUSED and ECONNRESET are not.
+const (
+	errRefused = syscall.Errno(10061) // WSAECONNREFUSED
+	errReset   = syscall.WSAECONNRESET
 )
 
 // Windows has no signal that asks for a restart, and gracehttp does not restart there.

@@ -59,10 +59,12 @@ type target struct {
 	proxy  *proxy // in front of it, or nil
 
 	cmd     *exec.Cmd // the first generation
+	began   time.Duration
 	log     *os.File
 	control net.Listener
 
 	newest atomic.Pointer[generation] // that has answered
+	lost   atomic.Int64               // requests
 
 	mu          sync.Mutex
 	generations map[string]*generation // by pid, as in the header
@@ -122,11 +124,13 @@ func (t *target) start(ctx context.Context, cfg config) error {
 		return err
 	}
 	go t.acceptControl()
-	self, err := os.Executable()
-	if err != nil {
-		return err
+	program := t.config.program
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return err
+		}
 	}
-	if err := t.startCommand(exec.Command(self, t.config.args()...), cfg.verbose); err != nil {
+	if err := t.startCommand(exec.Command(program, t.config.args()...), cfg.verbose); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -187,6 +191,7 @@ func (t *target) startCommand(cmd *exec.Cmd, verbose bool) error {
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	}
 	ownGroup(cmd)
+	t.began = now()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -374,8 +379,12 @@ func (t *target) signalRestart() (*generation, time.Duration, error) {
 	t.mu.Lock()
 	t.episodes = append(t.episodes, episode{signal: at, gone: never})
 	t.mu.Unlock()
-	if err := g.process.Signal(t.signal); err != nil {
-		return g, at, fmt.Errorf("signalling process %d: %w", g.pid, err)
+	process, sig := g.process, t.signal
+	if t.proxy.reloads() {
+		process, sig = t.proxy.process, t.proxy.reload
+	}
+	if err := process.Signal(sig); err != nil {
+		return g, at, fmt.Errorf("signalling process %d: %w", process.Pid, err)
 	}
 	return g, at, nil
 }
@@ -403,9 +412,13 @@ func (t *target) restart(ctx context.Context) (restart, error) {
 		return restart{}, err
 	}
 	first := time.Duration(t.newest.Load().firstAnswer.Load())
-	drainCtx, cancel := context.WithTimeout(ctx, drainTimeout)
+	timeout := drainTimeout
+	if t.proxy.reloads() {
+		timeout = time.Second // haproxy's old worker may stay for as long as its timeouts
+	}
+	drainCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := t.waitGone(drainCtx, old); err != nil {
+	if err := t.waitGone(drainCtx, old); err != nil && !t.proxy.reloads() {
 		return restart{}, err
 	}
 	t.endEpisode()
@@ -425,7 +438,11 @@ func (t *target) allEpisodes() []episode {
 }
 
 func (g *generation) restartAt(signal, first time.Duration) restart {
-	return restart{firstAnswer: first - signal, gone: g.gone - signal}
+	r := restart{firstAnswer: first - signal}
+	if g.gone > 0 {
+		r.gone = g.gone - signal
+	}
+	return r
 }
 
 // afterLast returns how long the processes that have ended were there after their last answers. Only when the clients
@@ -474,6 +491,11 @@ func (t *target) restarts() int {
 		}
 	}
 	return max(n, 0)
+}
+
+// soFar says how far a row has come.
+func (t *target) soFar() string {
+	return fmt.Sprintf("%d restarts, %d lost", t.restarts(), t.lost.Load())
 }
 
 // errors are what the processes themselves say went wrong.

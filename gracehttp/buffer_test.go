@@ -274,7 +274,7 @@ func (c *temptingConn) Read(b []byte) (int, error) {
 	c.interrupted.Store(false)
 	if !c.tempted {
 		c.tempted = true
-		c.core.kick()
+		c.core.wake()
 	}
 	if !c.interrupted.Load() {
 		c.rest()
@@ -317,12 +317,13 @@ func kicksAtAnyTime(t *testing.T, timeout time.Duration, encrypted bool) {
 	g := serveGeneration(t, "tcp", srv, time.Hour)
 	var d *drain
 	if encrypted {
-		d = &drain{server: g.server}
-		d.notice.Store(&notice{begin: time.Now().Add(time.Hour)}) // nobody is told to leave
+		d = &drain{server: g.server, grace: time.Hour}
+		d.newPace(false)
+		d.pace.Load().told.from = time.Now().Add(time.Hour) // nobody is told to leave
 		g.draining.Store(d)
 	} else {
 		d = g.drainWith(t, func(*conn) bool { return false })
-		g.gate.Resume()
+		g.listener.Resume()
 	}
 
 	const clients, conns, requests = 4, 15, 20
@@ -372,7 +373,7 @@ func kicksAtAnyTime(t *testing.T, timeout time.Duration, encrypted bool) {
 		close(done)
 	}()
 	for kicks := 1; ; kicks++ {
-		d.kickAll()
+		d.wakeAll()
 		select {
 		case <-done:
 			t.Logf("kicked %d times", kicks)

@@ -1,6 +1,7 @@
 package gracehttp
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -14,63 +15,86 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
 )
 
 // bufferSize is the size of the buffer through which net/http reads requests.
 // A Read between requests that asks for less has bytes of the next one there.
 const bufferSize = 4096
 
+// lingerTimeout bounds how long a client that goes on sending is read from after the
+// last answer on its connection (RFC 9112, section 9.6).
+const lingerTimeout = time.Second
+
 var longAgo = time.Unix(1, 0)
 
-// A conn follows one connection, so that it can be taken from net/http between
-// two requests, and only then. It is the part that the connection types below
-// have in common.
+// A conn follows one connection through its states, so that a drain can take it from
+// net/http between two requests, and only then. It is the part that the connection
+// types below have in common.
+//
+//	state       bits                  in a drain
+//	new         idle, first           moves; or ends when it was idle for long enough
+//	handshake   first                 TLS has begun, and no request: the same, without moving
+//	active      none                  goes on; its answer may say that it is the last
+//	idle        idle, armed, waiting  moves; or ends when it was idle for long enough
+//	HTTP/2      first                 goes on, until net/http's Shutdown
+//	hijacked    none                  goes on; at a stop it is closed if no hook could end it
+//	ended       woken                 each Read returns io.EOF, so that net/http closes it
+//
+// What happens in the new, handshake and idle states is decided by decide, and nowhere
+// else, in the goroutine that reads: a drain wakes it, or lets the time at which it is
+// to decide anew end its Read.
 type conn struct {
 	// While a request is under way nothing is looked at but what comes first: in a
 	// tcpConn it shares a line of the processor's cache, of 64 bytes, with the pointer
 	// before it and nothing else.
 	raw     rawConn
 	server  *server
-	phase   atomic.Uint32 // the bits below
-	mu      sync.Mutex    // guards the last group, and most changes of phase
+	state   atomic.Uint32 // the bits below
+	mu      sync.Mutex    // guards the last group, and most changes of state
 	largest uint16        // for whoever reads: what a Read before the first request has asked for
 	preface int8          // for whoever reads: how much of HTTP/2's first line was read, -1 if it is another
+	missing int8          // for whoever reads: how many bytes until limit ends; -1: a whole header
 
 	entry accept.Entry
+	ctx   connContext
 
-	deadline time.Time // for reads, as net/http wants it; unless fresh, only while idle
+	deadline time.Time // for reads, as net/http wants it; unless first, only while idle
+	limit    time.Time // for the first request on a connection that was moved here, beside deadline
+	began    time.Time // if it was moved here: when it began to wait for that request
 	since    time.Time // when it became idle during a drain
-	http2    any       // what net/http speaks HTTP/2 on, or nil
-	gone     bool      // moved or ended: Read returns io.EOF
-	shared   bool      // offered and not taken: a copy may be on its way for long
-	other    bool      // hijacked or HTTP/2
-	lapses   bool      // lapse is to be called
-	streams  bool      // HTTP/2: some are open
-	parting  bool      // HTTP/2 over TLS: nothing is to be written but its GOAWAY
-	overhead uint8     // of a TLS record
+	pace     *pace     // the last that has given it its place
+	place    uint32
+	used     bool // it was moved here after a request
+	http1    bool // neither HTTP/2 nor hijacked
+	http2    bool
+	closing  bool // an answer says that it is the last
+	gone     bool // moved or ended: Read returns io.EOF
+	shared   bool // offered and not taken: a copy may be on its way for long
 }
 
-// What a connection's phase consists of. While it is 0 a request is under way on
-// HTTP/1, and nobody kicks: what is read and the deadlines are net/http's alone. It
-// changes under mu, except that a Read begins such a request and follow ends it.
+// What a connection's state consists of. While it is 0 a request is under way on
+// HTTP/1, and nobody wakes the reader: what is read and the deadlines are net/http's
+// alone. It changes under mu, except that a Read begins such a request and follow ends it.
 const (
-	idle   = 1 << iota // between requests: no byte of the next one has been read
-	armed              // and net/http has set the deadline for that
-	fresh              // no request has been read yet, or it is HTTP/2
-	kicked             // the next, or waiting, Read must look whether to end
+	idle    = 1 << iota // between requests: no byte of the next one has been read
+	armed               // and net/http has set the deadline for that
+	waiting             // and a Read waits for it
+	first               // no request has been read yet, or it is HTTP/2
+	woken               // the Read that waits, or the next one, must decide whether to end
+	timed               // it must when its deadline is over, which is a drain's
 )
 
-// is reports whether the phase has one of some bits.
-func (c *conn) is(bits uint32) bool { return c.phase.Load()&bits != 0 }
+// is reports whether the state has one of some bits.
+func (c *conn) is(bits uint32) bool { return c.state.Load()&bits != 0 }
 
 // The connection types embed the concrete ones, so that net/http and handlers find
-// all their methods: ReadFrom (sendfile), CloseWrite, SyscallConn, … Those of conn
-// come first, since the others are a level deeper.
+// all their methods: Write, ReadFrom (sendfile), CloseWrite, SyscallConn, … Those of
+// conn come first, since the others are a level deeper.
 
 type tcpConn struct {
 	tcpMethods
-	conn
-	_ [8]byte // a whole number of cache lines: several are allocated together
+	conn // a whole number of cache lines: several are allocated together
 }
 
 type unixConn struct {
@@ -92,7 +116,7 @@ type rawConn interface {
 	SetWriteDeadline(time.Time) error
 }
 
-// wrap makes a connection ours. It is not in the book yet.
+// wrap makes a connection ours. It is not listed yet.
 func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -123,8 +147,8 @@ func (s *server) newTCPConn() *tcpConn {
 }
 
 func (c *conn) init(s *server, raw rawConn) {
-	c.server, c.raw = s, raw
-	c.phase.Store(idle | fresh)
+	c.server, c.raw, c.http1 = s, raw, true
+	c.state.Store(idle | first)
 	c.entry.Conn = c
 }
 
@@ -142,21 +166,78 @@ func coreOf(nc net.Conn) *conn {
 	return nil
 }
 
+// A connContext is the context of a connection's requests: by it they find the conn.
+type connContext struct {
+	context.Context
+	conn *conn
+}
+
+type connKey struct{}
+
+func (c *connContext) Value(key any) any {
+	if key == (connKey{}) {
+		return c.conn
+	}
+	return c.Context.Value(key)
+}
+
+// connOf returns the connection on which a request has come, or nil.
+func connOf(r *http.Request) *conn {
+	c, _ := r.Context().Value(connKey{}).(*conn)
+	return c
+}
+
+// decide says what becomes of a connection between requests: it ends, or stays until a
+// time at which this is to be asked again, or for as long as nothing changes if that is
+// zero. The caller is the one that reads, and holds c.mu, which is released meanwhile.
+func (c *conn) decide() (until time.Time, end bool) {
+	d := c.server.draining.Load()
+	if d == nil || d.lameDuck || !c.http1 || !c.is(idle) && !c.handshaking() {
+		return until, false
+	}
+	if d.moves() {
+		c.mu.Unlock()
+		b := d.mover.offer(c)
+		c.mu.Lock()
+		if b != nil {
+			c.shared = !b.taken
+			if b.taken {
+				c.server.counts.moved.Add(1)
+				return until, true
+			}
+		}
+		if d.moves() {
+			return until, false // it is asked again, or the drain was called off
+		}
+	}
+	if until = d.expiry(c); time.Now().Before(until) {
+		return until, false
+	}
+	if raw, err := c.raw.SyscallConn(); err == nil && hasInput(raw) {
+		return time.Time{}, false // the next request is here
+	}
+	c.server.counts.idle.Add(1)
+	return until, true
+}
+
 // Read is Read for net/http. Between requests it may end the connection, that
 // is return io.EOF, because it has been moved or has been idle for too long.
 //
-// This, Write, SetReadDeadline and follow are on the way of each request: they are kept
+// This, SetReadDeadline and follow are on the way of each request: they are kept
 // short, and what is rare is in functions of its own.
 func (c *conn) Read(b []byte) (int, error) {
-	was := c.phase.Load()
-	if was&(fresh|kicked) != 0 {
+	was := c.state.Load()
+	if was == 0 {
+		return c.raw.Read(b) // of a request that is under way
+	}
+	if was&(first|woken|timed) != 0 || !c.state.CompareAndSwap(was, was|waiting) {
 		return c.read(b)
 	}
 	n, err := c.raw.Read(b)
-	if was == 0 || n > 0 && c.phase.CompareAndSwap(was, 0) {
-		return n, err // of a request that is under way, or begins
+	if n > 0 && c.state.CompareAndSwap(was|waiting, 0) {
+		return n, err // a request begins
 	}
-	if n == 0 && c.roused(err) {
+	if n == 0 && c.interrupted(err) {
 		return c.read(b)
 	}
 	c.note(b[:n], len(b))
@@ -165,9 +246,12 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // read is Read where more is to be done.
 func (c *conn) read(b []byte) (int, error) {
-	for !c.is(kicked) || !c.look(b) {
+	for !c.is(woken|timed) || !c.look(b) {
+		if c.is(idle) {
+			c.state.Or(waiting)
+		}
 		n, err := c.raw.Read(b)
-		if n == 0 && c.roused(err) {
+		if n == 0 && c.interrupted(err) {
 			continue
 		}
 		c.note(b[:n], len(b))
@@ -176,14 +260,15 @@ func (c *conn) read(b []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// roused reports whether a Read has ended because of a kick.
-func (c *conn) roused(err error) bool {
-	return c.is(kicked) && errors.Is(err, os.ErrDeadlineExceeded)
+// interrupted reports whether a Read has ended in order to look.
+func (c *conn) interrupted(err error) bool {
+	return c.is(woken|timed) && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // note is called with what a Read has brought, and how much it had asked for.
 func (c *conn) note(b []byte, asked int) {
 	if len(b) == 0 {
+		c.state.And(^uint32(waiting))
 		return
 	}
 	if c.is(idle) { // HTTP/2 may have become so meanwhile
@@ -191,42 +276,70 @@ func (c *conn) note(b []byte, asked int) {
 		c.begin()
 		c.mu.Unlock()
 	}
-	if c.is(fresh) {
+	if c.is(first) {
 		c.largest = max(c.largest, uint16(min(asked, math.MaxUint16)))
 	}
 	if c.preface >= 0 {
 		c.lookForPreface(b)
 	}
-}
-
-// begin is called when a request begins: from then on nobody kicks. The caller
-// holds c.mu.
-func (c *conn) begin() {
-	c.phase.And(^uint32(idle | armed))
-	if c.is(kicked) && !c.gone && !c.handshaking() {
-		c.unkick()
+	if c.missing > 0 {
+		if c.missing -= int8(min(len(b), int(c.missing))); c.missing == 0 {
+			c.mu.Lock()
+			c.endLimit()
+			c.mu.Unlock()
+		}
 	}
 }
 
-// unkick gives the reader its own deadline back. The caller holds c.mu.
-func (c *conn) unkick() {
-	c.phase.And(^uint32(kicked))
-	c.raw.SetReadDeadline(c.deadline)
+// begin is called when a request begins: from then on nobody wakes the reader. The
+// caller holds c.mu.
+func (c *conn) begin() {
+	c.state.And(^uint32(idle | armed | waiting))
+	if c.is(woken|timed) && !c.gone && !c.handshaking() {
+		c.state.And(^uint32(woken | timed))
+		c.setTimer(time.Time{})
+	}
 }
 
-// look is what kick asks for: it ends an idle connection if a drain wants that,
-// and reports whether it has ended. The caller is the one that reads.
-func (c *conn) look(b []byte) bool {
+// setTimer sets the deadline for reads: net/http's, or until if that comes before it.
+// The caller holds c.mu.
+func (c *conn) setTimer(until time.Time) {
+	deadline := earlier(c.deadline, c.limit)
+	if !until.IsZero() && (deadline.IsZero() || until.Before(deadline)) {
+		deadline = until
+		c.state.Or(timed)
+	}
+	if !c.is(woken) {
+		c.raw.SetReadDeadline(deadline)
+	}
+}
+
+// earlier returns the earlier of two times, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// look lets an idle connection decide, and reports whether it has ended. The caller is
+// the one that reads.
+func (c *conn) look(b []byte) (ended bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.is(kicked) && !c.gone {
-		c.unkick()
+	for c.is(woken|timed) && !c.gone {
+		c.state.And(^uint32(woken | timed))
 		if !c.empty(b) {
 			c.begin() // a request, or part of one, is in the buffer
 		}
-		if c.settle() {
+		until, end := c.decide()
+		if end {
 			c.gone = true
-			c.phase.Or(kicked) // so that each Read comes here
+			c.state.Or(woken) // so that each Read comes here
+			break
+		}
+		if c.setTimer(until); !c.is(woken) {
+			break
 		}
 	}
 	return c.gone
@@ -247,14 +360,14 @@ func (c *conn) lookForPreface(b []byte) {
 	if int(c.preface) == len(http2Preface) {
 		c.preface = -1
 		c.mu.Lock()
-		c.toHTTP2(c.raw)
+		c.toHTTP2()
 		c.mu.Unlock()
 	}
 }
 
 // empty reports whether net/http's buffer is, by what it asks for.
 func (c *conn) empty(b []byte) bool {
-	if c.server.tls || c.is(fresh) {
+	if c.server.tls || c.is(first) {
 		return true
 	}
 	return len(b) >= bufferSize && len(b) >= int(c.largest)
@@ -270,11 +383,11 @@ func (c *conn) awaitInput() bool {
 		return false
 	}
 	for skipped := 0; ; {
-		if c.is(kicked) && c.look(nil) {
+		if c.is(woken|timed) && c.look(nil) {
 			return false
 		}
 		readable, err := waitReadable(raw)
-		if c.is(kicked) && errors.Is(err, os.ErrDeadlineExceeded) {
+		if c.interrupted(err) {
 			continue
 		}
 		if readable && skipped < 4 && skipLineBreak(raw) {
@@ -285,85 +398,55 @@ func (c *conn) awaitInput() bool {
 	}
 }
 
-// parked reports whether the connection was moved here and waits for its next
-// request.
-func (c *conn) parked() bool {
-	_, ok := c.raw.(*os.File)
-	return ok
-}
-
-// kick makes an idle connection's Read look whether to end it, and reports whether
+// wake makes an idle connection's reader decide whether to end it, and reports whether
 // it is one.
-func (c *conn) kick() bool {
+func (c *conn) wake() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	was := c.phase.Load()
-	if c.other || was&kicked != 0 || was&idle == 0 && !c.handshaking() {
+	was := c.state.Load()
+	if !c.http1 || was&woken != 0 || was&idle == 0 && !c.handshaking() {
 		return false
 	}
-	if !c.phase.CompareAndSwap(was, was|kicked) {
+	if !c.state.CompareAndSwap(was, was|woken) {
 		return false // a request begins just now
 	}
 	c.raw.SetReadDeadline(longAgo)
 	return true
 }
 
-// lapse makes the connection look whether to end, when it has been idle for the
-// grace time.
-func (c *conn) lapse() {
-	c.mu.Lock()
-	left := time.Until(c.since.Add(c.server.app.idleGrace))
-	c.lapses = left > 0
-	c.mu.Unlock()
-	if left > 0 {
-		time.AfterFunc(left, c.lapse)
-	} else {
-		c.kick()
-	}
-}
-
 // handshaking reports whether a TLS handshake has begun, and no request yet. The
 // caller holds c.mu.
 func (c *conn) handshaking() bool {
-	return c.server.tls && c.is(fresh) && !c.is(idle) && !c.other
+	return c.server.tls && c.is(first) && !c.is(idle) && c.http1
 }
 
-// settle lets a drain decide about an idle connection, and reports whether it is
-// to end. The caller holds c.mu, which is released meanwhile.
-func (c *conn) settle() bool {
-	d := c.server.draining.Load()
-	if d == nil || c.other || !c.is(idle) && !c.handshaking() {
-		return false
+// waits returns for how long the connection has been waiting for its next request, by
+// the deadline that net/http has set for that.
+func (c *conn) waits() handoff.Waiting {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	began := time.Now()
+	w := handoff.Waiting{First: c.is(first) && !c.used}
+	switch timeout := idleTimeout(c.server.user); {
+	case !c.began.IsZero() && c.is(first):
+		began = c.began
+	case w.First:
+		began = c.entry.Since()
+	case timeout > 0 && !c.deadline.IsZero():
+		began = c.deadline.Add(-timeout)
 	}
-	if d.moves() {
-		c.mu.Unlock()
-		b := d.mover.offer(c)
-		c.mu.Lock()
-		if b != nil {
-			c.shared = !b.taken
-			if b.taken {
-				return true
-			}
-		}
-		if d.moves() {
-			return false // it is asked again, or the drain was called off
-		}
-	}
-	if time.Now().Before(d.patience(c)) {
-		return false
-	}
-	raw, err := c.raw.SyscallConn()
-	return err != nil || !hasInput(raw)
+	w.For = max(0, time.Since(began).Milliseconds())
+	return w
 }
 
 // follow is the ConnState hook: it tells where in its life a connection is.
 func follow(nc net.Conn, state http.ConnState) {
-	if t, ok := nc.(*tcpConn); ok && t.conn.phase.Load() == 0 {
+	if t, ok := nc.(*tcpConn); ok && t.conn.state.Load() == 0 {
 		if state == http.StateActive {
 			return // a Read has seen that
 		}
 		if state == http.StateIdle {
-			t.conn.phase.Store(idle)
+			t.conn.state.Store(idle)
 			if t.conn.server.draining.Load() == nil {
 				return
 			}
@@ -381,91 +464,109 @@ func follow(nc net.Conn, state http.ConnState) {
 
 // setState is what follow does where it is not done at once. The caller holds c.mu.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
+	d := c.server.draining.Load()
 	switch state {
 	case http.StateActive:
-		if t, ok := nc.(*tls.Conn); ok && c.is(fresh) && !c.other {
-			if state := t.ConnectionState(); state.NegotiatedProtocol == "h2" {
-				c.toHTTP2(t)
-				c.overhead = tlsOverhead(state)
-			}
+		if t, ok := nc.(*tls.Conn); ok && c.is(first) && c.http1 && t.ConnectionState().NegotiatedProtocol == "h2" {
+			c.toHTTP2()
 		}
-		if c.http2 == nil { // else each state is to come here
-			c.phase.And(^uint32(fresh))
+		if !c.http2 { // else each state is to come here
+			c.state.And(^uint32(first))
 		}
 		c.begin()
-		c.streams = true
+		c.endLimit()
 	case http.StateIdle:
-		c.phase.Or(idle)
-		c.streams = false
-		if d := c.server.draining.Load(); d != nil && !c.other {
-			c.idleInDrain(d)
+		c.state.Or(idle)
+		if d != nil && c.http1 {
+			c.since = time.Now()
+			c.state.Or(woken) // the next Read decides
 		}
 	case http.StateHijacked:
-		c.phase.And(^uint32(idle))
-		c.leave()
+		c.state.And(^uint32(idle | armed | waiting))
+		c.leaveHTTP1()
+		if d != nil && d.closesHijacked {
+			go c.expireHijacked(d)
+		}
 	}
 }
 
-// idleInDrain is called when the connection becomes idle during a drain. The caller
-// holds c.mu.
-func (c *conn) idleInDrain(d *drain) {
-	if d.moves() || d.stop || d.late() {
-		c.phase.Or(kicked)
-		return
-	}
-	c.since = time.Now()
-	if !c.lapses {
-		c.lapses = true
-		time.AfterFunc(c.server.app.idleGrace, c.lapse)
+// endLimit leaves the deadline to net/http. The caller holds c.mu.
+func (c *conn) endLimit() {
+	if !c.limit.IsZero() {
+		c.limit = time.Time{}
+		c.raw.SetReadDeadline(c.deadline)
 	}
 }
 
-// toHTTP2 counts the connection among those that speak HTTP/2, which net/http does on
-// nc. The caller holds c.mu.
-func (c *conn) toHTTP2(nc any) {
-	if c.other {
-		return // it was closed meanwhile
+// toHTTP2 counts the connection among those that speak HTTP/2. The caller holds c.mu.
+func (c *conn) toHTTP2() {
+	if c.http1 { // else it was closed meanwhile
+		c.http2 = true
+		c.server.http2.Add(1) // before it leaves: a drain waits for one kind, then for the other
+		c.leaveHTTP1()
 	}
-	c.http2 = nc
-	c.server.http2.Add(1) // before it leaves: a drain waits for one kind, then for the other
-	c.leave()
 }
 
-// leave counts the connection out of those that speak HTTP/1. The caller holds
+// leaveHTTP1 counts the connection out of those that speak HTTP/1. The caller holds
 // c.mu.
-func (c *conn) leave() {
-	if !c.other {
-		c.other = true
-		c.server.left()
+func (c *conn) leaveHTTP1() {
+	if c.http1 {
+		c.http1 = false
+		c.server.count(&c.server.http1, -1)
 	}
 }
 
-// Close closes the connection, and strikes it out of the book.
+// expireHijacked ends a hijacked connection, whose owner is not told of the stop, after
+// its grace.
+func (c *conn) expireHijacked(d *drain) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.http1 && !c.http2 {
+		time.AfterFunc(d.hijackGrace, func() { c.raw.Close() }) // its owner sees that, and closes it
+	}
+}
+
+// Close closes the connection, and takes it off the list.
 func (c *conn) Close() error {
+	d := c.server.draining.Load()
 	c.mu.Lock()
 	shared := c.shared
+	open := d != nil && c.http1 && !c.gone
 	c.mu.Unlock()
-	if shared {
+	if open && c.is(waiting) && c.server.closedByProgram() {
+		return nil // the drain will end it
+	}
+	switch {
+	case shared:
 		shutdown(c.raw) // or the client would not notice
+	case open && c.hasInput():
+		c.linger()
 	}
 	err := c.raw.Close()
-	if c.server.gate.Remove(&c.entry) {
+	if c.server.listener.Remove(&c.entry) {
 		c.mu.Lock()
-		c.leave()
-		if c.http2 != nil && c.server.http2.Add(-1) == 0 {
-			c.server.change()
+		c.leaveHTTP1()
+		if c.http2 {
+			c.server.count(&c.server.http2, -1)
 		}
 		c.mu.Unlock()
 	}
 	return err
 }
 
-// Write is Write for net/http.
-func (c *conn) Write(b []byte) (int, error) {
-	if c.server.draining.Load() != nil {
-		return c.writeInDrain(b)
+func (c *conn) hasInput() bool {
+	raw, err := c.raw.SyscallConn()
+	return err == nil && hasInput(raw)
+}
+
+// linger lets the last answer arrive: to close a connection with unread input resets
+// it, and what the client has not received yet is lost. It reads what the client sends
+// until that ends too (RFC 9112, section 9.6).
+func (c *conn) linger() {
+	if w, ok := c.raw.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
+		c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
+		io.Copy(io.Discard, c.raw)
 	}
-	return c.raw.Write(b)
 }
 
 // SetDeadline sets both deadlines.
@@ -479,7 +580,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 // SetReadDeadline is SetReadDeadline for net/http: what it sets while the connection
 // is idle is noted.
 func (c *conn) SetReadDeadline(t time.Time) error {
-	if c.phase.Load() == 0 {
+	if c.state.Load() == 0 {
 		return c.raw.SetReadDeadline(t)
 	}
 	return c.setReadDeadline(t)
@@ -487,24 +588,26 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 
 func (c *conn) setReadDeadline(t time.Time) (err error) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.deadline = t
-	if c.phase.CompareAndSwap(idle, idle|armed) || c.arm() {
-		err = c.raw.SetReadDeadline(t)
+	if c.state.CompareAndSwap(idle, idle|armed) {
+		return c.raw.SetReadDeadline(t)
 	}
-	c.mu.Unlock()
-	return err
-}
-
-// arm looks at what a deadline tells, and reports whether it is to be set at once; if
-// not, look does so. After a response net/http sets the deadline for being idle; the
-// next time, the next request has begun: it may have been in the buffer, so that no
-// Read has shown it. The caller holds c.mu.
-func (c *conn) arm() bool {
-	switch was := c.phase.Load(); was & (idle | armed | fresh) {
+	switch was := c.state.Load(); was & (idle | armed | waiting | first) {
 	case idle | armed:
+		// After a response net/http sets the deadline for being idle; the next time,
+		// the next request has begun: it may have been in the buffer, so that no Read
+		// has shown it. While a Read waits, it is the program that sets one.
 		c.begin()
 	case idle:
-		c.phase.CompareAndSwap(was, was|armed) // unless somebody else reads
+		c.state.CompareAndSwap(was, was|armed) // unless somebody else reads
 	}
-	return !c.is(kicked) || !c.is(idle)
+	switch {
+	case c.is(idle) && c.is(woken):
+		return nil // look does it
+	case c.is(idle) && c.is(timed):
+		c.state.Or(woken) // it may be earlier than what the drain has set
+		return c.raw.SetReadDeadline(longAgo)
+	}
+	return c.raw.SetReadDeadline(earlier(t, c.limit))
 }

@@ -34,28 +34,28 @@ func TestKickBeforeARequestBegins(t *testing.T) {
 		name       string
 		tls, fresh bool
 		gone       bool
-		wantKicked bool
+		wantWoken  bool
 	}{
 		{name: "first request", fresh: true},
 		{name: "next request"},
-		{name: "handshake", tls: true, fresh: true, wantKicked: true},
+		{name: "handshake", tls: true, fresh: true, wantWoken: true},
 		{name: "next request over TLS", tls: true},
-		{name: "ended", gone: true, wantKicked: true},
+		{name: "ended", gone: true, wantWoken: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c, raw := fakeConn()
 			c.server.tls, c.gone = test.tls, test.gone
 			if !test.fresh {
-				c.phase.Store(idle | armed)
+				c.state.Store(idle | armed)
 			}
-			raw.read = func() { c.kick() }
+			raw.read = func() { c.wake() }
 			c.Read(make([]byte, bufferSize))
 			want := c.deadline
-			if test.wantKicked {
+			if test.wantWoken {
 				want = longAgo
 			}
-			if kicked := c.is(kicked); kicked != test.wantKicked || !raw.deadline.Equal(want) {
-				t.Errorf("kicked: %v, with the deadline %v; want %v and %v", kicked, raw.deadline, test.wantKicked, want)
+			if kicked := c.is(woken); kicked != test.wantWoken || !raw.deadline.Equal(want) {
+				t.Errorf("kicked: %v, with the deadline %v; want %v and %v", kicked, raw.deadline, test.wantWoken, want)
 			}
 			if c.is(idle | armed) {
 				t.Error("the request has not begun")
@@ -84,19 +84,19 @@ func TestKickAsARequestBegins(t *testing.T) {
 		for n := int64(1); n <= rounds; n++ {
 			await(&round, n)
 			pass(n % 61)
-			c.kick()
+			c.wake()
 			kicks.Store(n)
 		}
 	}()
 	b := make([]byte, bufferSize)
 	for n := int64(1); n <= rounds; n++ {
-		c.phase.Store(idle | armed)
+		c.state.Store(idle | armed)
 		raw.deadline = c.deadline
 		round.Store(n)
 		pass(n % 67)
 		c.Read(b)
 		await(&kicks, n)
-		if phase := c.phase.Load(); phase != 0 || !raw.deadline.Equal(c.deadline) {
+		if phase := c.state.Load(); phase != 0 || !raw.deadline.Equal(c.deadline) {
 			t.Fatalf("round %d: a request begins in phase %b, with the deadline %v", n, phase, raw.deadline)
 		}
 	}
@@ -105,7 +105,7 @@ func TestKickAsARequestBegins(t *testing.T) {
 // Whoever else sets a deadline does not end a kick: its Read might not have noticed.
 func TestDeadlineAfterAKick(t *testing.T) {
 	c, raw := fakeConn()
-	c.kick()
+	c.wake()
 	want := time.Unix(3, 0)
 	if err := c.SetReadDeadline(want); err != nil || !raw.deadline.Equal(longAgo) {
 		t.Errorf("the deadline is %v, %v; want %v until the kick was looked at", raw.deadline, err, longAgo)
@@ -117,11 +117,11 @@ func TestDeadlineAfterAKick(t *testing.T) {
 
 func TestNothingIsReadAfterTheEnd(t *testing.T) {
 	c, raw := fakeConn()
-	d := &drain{server: c.server, stop: true}
-	d.notice.Store(&notice{})
+	d := &drain{server: c.server}
+	d.pace.Store(new(pace))
 	c.server.draining.Store(d)
-	c.phase.Store(idle | armed)
-	c.kick()
+	c.state.Store(idle | armed)
+	c.wake()
 	raw.read = func() { t.Error("it was read") }
 	for range 2 {
 		if n, err := c.Read(make([]byte, bufferSize)); n != 0 || err != io.EOF {
@@ -136,8 +136,8 @@ func TestBufferLargerThanKnown(t *testing.T) {
 	c, _ := fakeConn()
 	c.Read(make([]byte, 2*bufferSize))
 	for size, empty := range map[int]bool{2 * bufferSize: true, bufferSize: false} {
-		c.phase.Store(idle | armed)
-		c.kick()
+		c.state.Store(idle | armed)
+		c.wake()
 		c.look(make([]byte, size))
 		if c.is(idle) != empty {
 			t.Errorf("with a Read of %d bytes the buffer is taken for empty: %v, want %v", size, c.is(idle), empty)

@@ -3,91 +3,254 @@ package gracehttp
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"net/http"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
 )
 
+// stopGrace is how long an idle connection stays open at a stop. Nobody comes after us
+// but its client may be sending a request: the answer tells it to go elsewhere.
+const stopGrace = time.Second
+
 // A drain is the time from the end of accepting to the server's end, or until
-// the successor fails. It decides about each connection that is idle.
+// the successor fails. A lame duck is the time before a stop's. It says when clients are
+// told, and until when an idle connection stays.
 type drain struct {
-	server   *server
-	stop     bool        // there is no successor
-	deadline time.Time   // of the drain, or zero
-	hurry    time.Time   // when three quarters of it are over, or zero: then nothing idle is waited for
-	mover    *mover      // nil: connections are finished here
-	refused  atomic.Bool // so they are, since the successor has not taken some
+	server         *server
+	lameDuck       bool
+	stop           bool // there is no successor
+	quick          bool // nobody idle is waited for
+	closesHijacked bool // after their grace, since nobody tells their owners
+	hijackGrace    time.Duration
+	grace          time.Duration // how long an idle connection stays
+	begin          time.Time
+	deadline       time.Time // of the drain, or zero
+	idleEnd        time.Time // when three quarters of it are over, or zero: nothing idle stays longer
+	middle         time.Time // from then on, those are told, too, that should have moved, or never are idle
 
-	// notice is given at the start, and again when the successor has refused
-	// connections.
-	notice atomic.Pointer[notice]
+	mover   *mover      // nil: connections are finished here
+	refused atomic.Bool // so they are, since the successor has not taken some
+
+	// pace is set at the start, and again when the successor has refused connections.
+	pace atomic.Pointer[pace]
 }
 
-// A notice asks the clients of what cannot move to open new connections. All at
-// once would do so at the same time, and each wait for all others' handshakes: so
-// one is told after the other.
-type notice struct {
-	begin  time.Time
-	spread time.Duration // the last is told this long after the first
+// A pace makes the clients of what cannot move leave one after the other: all at once
+// would open their new connections at the same time, and each wait for all others'
+// handshakes. Each connection has a place.
+type pace struct {
+	places   atomic.Uint32 // given
+	told     turns         // when answers tell clients that ask
+	idleFrom time.Time     // when the others' connections are ended
+	idle     time.Duration // apart
+	last     uint32        // those that come later share the last place
 }
 
-// freshGrace is how long after its accept a connection is taken for one on which
-// a request is about to come, even if nobody serves after us.
-const freshGrace = time.Second
+// turns are points in time, one after the other.
+type turns struct {
+	from time.Time
+	each time.Duration
+}
 
-// Drain implements handoff.Drainer.
-func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
+func (t turns) at(place uint32) time.Time { return t.from.Add(time.Duration(place) * t.each) }
+
+// newPace lets all that is open, or only HTTP/2, which does not move, leave.
+func (d *drain) newPace(http2Only bool) {
+	s, now := d.server, time.Now()
+	count := s.http2.Load()
+	if !http2Only {
+		count += s.http1.Load()
+	}
+	p := &pace{told: turns{from: now}, idleFrom: now.Add(d.grace), last: uint32(max(0, count-1))}
+	// within returns how far apart all are if they are to leave within a time, or -1.
+	within := func(time.Duration) time.Duration { return 0 }
+	if rate := s.app.drainRate; rate > 0 && !d.quick && s.Addr().Network() == "tcp" {
+		within = func(limit time.Duration) time.Duration {
+			each := time.Second / time.Duration(rate)
+			if limit >= 0 && count > 0 {
+				each = min(each, limit/time.Duration(count))
+			}
+			return each
+		}
+	}
+	switch {
+	case d.lameDuck:
+		p.told.each = within(d.deadline.Sub(now) / 2)
+	case d.stop:
+		p.idle = within(d.grace)
+	case d.idleEnd.IsZero():
+		p.told.each = within(-1)
+		p.idle = p.told.each
+	default:
+		// The last that is told needs time as well, and so do idle connections: those
+		// that would stay for longer than that have less.
+		left := max(0, d.idleEnd.Sub(now))
+		p.told.each = within(left * 2 / 3)
+		p.idle = p.told.each
+		if latest := d.idleEnd.Add(-p.idle * time.Duration(count)); p.idleFrom.After(latest) {
+			p.idleFrom = latest
+		}
+	}
+	d.pace.Store(p)
+}
+
+// placeOf returns a connection's place, always the same. The caller holds c.mu.
+func (p *pace) placeOf(c *conn) uint32 {
+	if c.pace != p {
+		c.pace, c.place = p, min(p.places.Add(1)-1, p.last)
+	}
+	return c.place
+}
+
+// expiry returns until when an idle connection is left open for its client's next
+// request. The caller holds c.mu.
+func (d *drain) expiry(c *conn) time.Time {
+	p := d.pace.Load()
+	until := turns{p.idleFrom, p.idle}.at(p.placeOf(c))
+	since := c.since
+	if since.IsZero() {
+		since = c.entry.Since()
+	}
+	if since.After(d.begin) { // it comes from a client that was not told
+		if own := since.Add(d.grace); own.After(until) {
+			until = own
+		}
+	}
+	return earlier(until, d.idleEnd)
+}
+
+// tells reports whether an answer is to say that the connection takes no more
+// requests.
+func (d *drain) tells(r *http.Request) bool {
+	now := time.Now()
+	early := r.ProtoMajor == 1 && now.Before(d.middle)
+	if early && d.moves() {
+		return false
+	}
+	c := connOf(r)
+	if c == nil {
+		return true
+	}
+	if early && c.hasInput() {
+		return false // the next request is here: it is answered, too
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := d.pace.Load()
+	if now.Before(p.told.at(p.placeOf(c))) {
+		return false
+	}
+	if !c.closing {
+		c.closing = true
+		c.server.counts.told.Add(1)
+	}
+	return true
+}
+
+// moves reports whether connections go to the successor.
+func (d *drain) moves() bool { return d.mover != nil && !d.refused.Load() }
+
+// LameDuck begins the time before a stop, of length d: the server accepts and serves
+// on, and closes nothing. Each answer tells its client to end from its turn on; all are
+// told after half of d.
+func (s *server) LameDuck(length time.Duration) {
+	now := time.Now()
+	d := &drain{server: s, lameDuck: true, begin: now, deadline: now.Add(length)}
+	d.newPace(false)
+	s.counts.reset()
+	s.draining.Store(d)
+}
+
+// Drain stops accepting, and returns when nothing is open any more.
+func (s *server) Drain(ctx context.Context, how handoff.Drain) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &drain{server: s, stop: to == nil}
-	if deadline, ok := ctx.Deadline(); ok {
-		d.deadline = deadline
-		d.hurry = deadline.Add(-time.Until(deadline) / 4)
-		defer time.AfterFunc(time.Until(d.hurry), d.hurryUp).Stop()
-	}
+	d := s.newDrain(ctx, how)
 
 	// No new connections. Those that the kernel has accepted already are served
 	// by the successor, or by the process that systemd starts next; if there is
 	// neither, here.
-	s.gate.Pause()
-	moves := to != nil && !s.tls && to.Moves()
-	d.give(moves)
+	s.listener.Pause()
+	last := how.To == nil || !how.To.Keeps(s.socket)
+	moves := !last && !s.tls && how.To.Moves()
+	d.newPace(moves)
 	if moves {
-		d.mover = newMover(func(c []syscall.Conn) error { return to.Move(s.socket, c, d.answerTime()) })
+		d.mover = newMover(func(c []syscall.Conn, w []handoff.Waiting) error {
+			return how.To.Move(s.socket, c, w, d.answerTime())
+		})
 	} else {
-		// What our predecessor still holds, it finishes.
-		handoff.Self().Accept(s.socket, nil)
+		s.refuse()
 	}
-	s.draining.Store(d)
-	if d.stop {
-		if !handoff.Self().Activated(s.socket) {
-			for _, c := range s.gate.Backlog() {
-				wrapped, core := s.wrap(c)
-				s.admit(core, s.gate.Add)
-				s.inject(wrapped)
-			}
-		}
-		s.gate.Close()
+	if was := s.draining.Swap(d); was == nil {
+		s.counts.reset()
 	}
-	if s == s.app.servers[0] {
-		for _, hook := range s.app.onDrain {
-			go hook()
-		}
+	if last {
+		s.serveBacklog()
+		s.listener.Close()
+	}
+	if !d.idleEnd.IsZero() {
+		defer time.AfterFunc(time.Until(d.idleEnd), d.endIdle).Stop()
 	}
 
+	err := d.wait(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.counts.cut.Add(int64(s.listener.Count().Open))
+		if d.stop && s.http1.Load() == 0 && s.http2.Load() == 0 {
+			err = nil // hijacked ones are closed when the process ends
+		}
+	}
+	return err
+}
+
+func (s *server) newDrain(ctx context.Context, how handoff.Drain) *drain {
+	now := time.Now()
+	d := &drain{
+		server: s,
+		stop:   how.To == nil,
+		quick:  how.Quick,
+		grace:  s.app.idleGrace,
+		begin:  now,
+		middle: now.Add(defaultDrainTimeout / 2),
+	}
+	was := s.draining.Load()
+	switch {
+	case how.Quick:
+		d.grace = 0
+	case d.stop && (was == nil || !was.lameDuck):
+		d.grace = min(d.grace, stopGrace)
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		left := deadline.Sub(now)
+		d.deadline, d.idleEnd, d.middle = deadline, deadline.Add(-left/4), now.Add(left/2)
+	}
+	if d.stop {
+		d.middle = earlier(d.middle, now.Add(d.grace))
+	}
+	if d.stop && !s.hasShutdownHook && len(s.app.onDrain) == 0 {
+		d.closesHijacked = true
+		if !how.Quick {
+			d.hijackGrace = s.app.idleGrace
+		}
+	}
+	return d
+}
+
+// wait returns when nothing is open any more.
+func (d *drain) wait(ctx context.Context) error {
 	// Idle connections move, or end after the grace time.
 	if d.mover != nil {
 		go d.move(ctx)
 	} else {
-		d.kickAll()
-		d.kickAfterGrace()
+		d.wakeAll()
 	}
-	if d.stop {
-		time.AfterFunc(freshGrace, d.kickAll)
+	if d.closesHijacked {
+		for _, e := range d.server.listener.Entries() {
+			e.Conn.(*conn).expireHijacked(d)
+		}
 	}
 	if err := d.waitHTTP1(ctx); err != nil {
 		return err
@@ -97,8 +260,8 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 	if err := d.waitHTTP2(ctx); err != nil {
 		return err
 	}
-	s.shutdown(ctx)
-	return s.gate.Wait(ctx)
+	d.server.shutdown(ctx)
+	return d.server.listener.Wait(ctx)
 }
 
 // waitHTTP1 waits until no HTTP/1 connection is open, nor can still arrive from
@@ -106,7 +269,7 @@ func (s *server) Drain(ctx context.Context, to *handoff.Successor) error {
 func (d *drain) waitHTTP1(ctx context.Context) error {
 	var gone <-chan struct{}
 	if d.mover != nil {
-		gone = handoff.Self().PredecessorGone()
+		gone = handoff.Self().Predecessor.Drained()
 	}
 	for gone != nil || d.server.http1.Load() > 0 {
 		select {
@@ -123,80 +286,16 @@ func (d *drain) waitHTTP1(ctx context.Context) error {
 	return nil
 }
 
-// kickAll makes every idle connection look whether to end.
-func (d *drain) kickAll() {
-	for _, e := range d.server.gate.Entries() {
-		e.Conn.(*conn).kick()
-	}
-}
-
-// hurryUp leaves the rest of the time to what is under way. What our predecessor still
-// holds, it finishes.
-func (d *drain) hurryUp() {
-	handoff.Self().Accept(d.server.socket, nil)
-	d.kickAll()
-}
-
-// late reports whether that time has come.
-func (d *drain) late() bool { return !d.hurry.IsZero() && !time.Now().Before(d.hurry) }
-
-// kickAfterGrace does so when the grace time is over.
-func (d *drain) kickAfterGrace() { time.AfterFunc(d.server.app.idleGrace, d.kickAll) }
-
-// moves reports whether connections go to the successor.
-func (d *drain) moves() bool { return d.mover != nil && !d.refused.Load() }
-
-// give gives notice: to all but hijacked connections, or only to those of HTTP/2,
-// which do not move.
-func (d *drain) give(http2Only bool) {
-	n := &notice{begin: time.Now()}
-	// Connections over unix sockets cannot be told apart by their addresses.
-	if a := d.server.app; !d.stop && d.server.Addr().Network() == "tcp" {
-		count := d.server.http2.Load()
-		if !http2Only {
-			count += d.server.http1.Load()
-		}
-		n.spread = min(time.Duration(count)*a.spreadEach, a.idleGrace)
-		if !d.deadline.IsZero() {
-			// The last one's requests need time as well, and it may be idle for the
-			// grace time once more.
-			left := d.deadline.Sub(n.begin)
-			n.spread = max(0, min(n.spread, left/4, (left-a.idleGrace)/2))
-		}
-	}
-	d.notice.Store(n)
-}
-
-// tells reports whether an answer is to say that the connection takes no more
-// requests.
-func (d *drain) tells(r *http.Request) bool {
-	if r.ProtoMajor == 1 && d.moves() || upgrades(r) {
-		return false
-	}
-	n := d.notice.Load()
-	return time.Since(n.begin) >= n.turn(r.RemoteAddr)
-}
-
-// turn returns when a connection's client is told, always the same for one.
-func (n *notice) turn(remote string) time.Duration {
-	if n.spread <= 0 {
-		return 0
-	}
-	return time.Duration(maphash.String(turns, remote) % uint64(n.spread))
-}
-
-var turns = maphash.MakeSeed()
-
 // waitHTTP2 lets requests on HTTP/2 connections go on until all clients were told:
 // what follows tells those at once that have not asked for anything since.
 func (d *drain) waitHTTP2(ctx context.Context) error {
-	n := d.notice.Load()
-	told := time.NewTimer(time.Until(n.begin.Add(n.spread)))
-	defer told.Stop()
-	for n.spread > 0 && d.server.http2.Load() > 0 {
+	p := d.pace.Load()
+	all := time.NewTimer(time.Until(p.told.at(p.last + 1)))
+	defer all.Stop()
+	for p.told.each > 0 && d.server.http2.Load() > 0 {
 		select {
 		case <-d.server.changed:
-		case <-told.C:
+		case <-all.C:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -205,9 +304,23 @@ func (d *drain) waitHTTP2(ctx context.Context) error {
 	return nil
 }
 
+// wakeAll makes every idle connection decide whether to end.
+func (d *drain) wakeAll() {
+	for _, e := range d.server.listener.Entries() {
+		e.Conn.(*conn).wake()
+	}
+}
+
+// endIdle leaves the rest of the time to what is under way. What our predecessor still
+// holds, it finishes.
+func (d *drain) endIdle() {
+	d.server.refuse()
+	d.wakeAll()
+}
+
 // move hands connections to the successor. If it takes no more, they are finished here.
 func (d *drain) move(ctx context.Context) {
-	err := d.mover.run(ctx, d.server.gate.Entries())
+	err := d.mover.run(ctx, d.server.listener.Entries())
 	if errors.Is(err, handoff.ErrGone) {
 		// If it has crashed, that is about to be seen, and the drain to be called off.
 		select {
@@ -219,9 +332,9 @@ func (d *drain) move(ctx context.Context) {
 		return
 	}
 	d.server.app.logf("%s: the successor takes no connections: %v; finishing them here", d.server.Addr(), err)
-	d.give(false)
+	d.newPace(false)
 	d.refused.Store(true)
-	d.kickAfterGrace()
+	d.wakeAll()
 }
 
 // answerTime returns how long the successor may take to answer: connections wait for
@@ -234,21 +347,21 @@ func (d *drain) answerTime() time.Duration {
 	return min(enough, time.Until(d.deadline)/4)
 }
 
-// patience returns until when an idle connection is left open for its client's
-// next request. The caller holds c.mu.
-func (d *drain) patience(c *conn) time.Time {
-	since := d.notice.Load().begin
-	if c.since.After(since) {
-		since = c.since
+// counts are what became of connections since the drain began.
+type counts struct{ moved, told, idle, cut atomic.Int64 }
+
+func (c *counts) reset() {
+	for _, n := range []*atomic.Int64{&c.moved, &c.told, &c.idle, &c.cut} {
+		n.Store(0)
 	}
-	switch {
-	case d.late():
-		return time.Time{}
-	case !d.stop || c.handshaking():
-		return since.Add(d.server.app.idleGrace)
-	case c.is(fresh) && !c.parked():
-		return c.entry.Since().Add(freshGrace)
-	default:
-		return time.Time{}
-	}
+}
+
+// Count returns what is open, and what became of the rest in this drain.
+func (s *server) Count() accept.Count {
+	c := s.listener.Count()
+	c.HTTP2 = int(s.http2.Load())
+	c.Hijacked = max(0, c.Open-c.HTTP2-int(s.http1.Load()))
+	c.Moved, c.Told = int(s.counts.moved.Load()), int(s.counts.told.Load())
+	c.Idle, c.Cut = int(s.counts.idle.Load()), int(s.counts.cut.Load())
+	return c
 }

@@ -10,12 +10,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
-	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // How a server may end: without a successor, and with one that takes no
@@ -63,32 +67,73 @@ func (g *generation) begin(t *testing.T, to *handoff.Successor) (drained <-chan 
 func (g *generation) beginIn(t *testing.T, parent context.Context, to *handoff.Successor) (drained <-chan error, cancel func()) {
 	ctx, cancel := context.WithCancel(parent)
 	t.Cleanup(cancel)
-	done, begun := make(chan error, 1), make(chan bool)
-	OnDrain(sync.OnceFunc(func() { close(begun) }))(g.app)
-	go func() { done <- g.Drain(ctx, to) }()
-	within(t, begun, "the drain to begin")
+	done, before := make(chan error, 1), g.draining.Load()
+	go func() { done <- g.Drain(ctx, handoff.Drain{To: to}) }()
+	driver.Eventually(t, "the drain to begin", func() bool { return g.draining.Load() != before })
 	return done, cancel
 }
 
-func TestStopClosesIdleConnectionsAtOnce(t *testing.T) {
+// Without a successor nobody tells an idle client before it sends: it has a second for
+// that. SIGINT does not wait.
+func TestStopLeavesIdleConnectionsASecond(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			used, fresh := connect(t, g), connect(t, g)
-			used.send(get)
-			used.expect("server / 0")
-			drained, _ := g.begin(t, stop)
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-			used.expectEnd()
-			if kind == "tls" {
-				fresh = newClient(t, fresh.Conn.(*tls.Conn).NetConn())
-			}
-			fresh.expectEnd()
-		})
+	for _, quick := range []bool{false, true} {
+		for _, kind := range kinds {
+			t.Run(fmt.Sprintf("%s quick=%v", kind, quick), func(t *testing.T) {
+				t.Parallel()
+				g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+				used, fresh := connect(t, g), connect(t, g)
+				used.send(get)
+				used.expect("server / 0")
+				start := time.Now()
+				drained := make(chan error, 1)
+				go func() { drained <- g.Drain(context.Background(), handoff.Drain{Quick: quick}) }()
+				used.expectEnd()
+				if kind == "tls" {
+					fresh = newClient(t, fresh.Conn.(*tls.Conn).NetConn())
+				}
+				fresh.expectEnd()
+				if lasted := time.Since(start); !quick && lasted < stopGrace || quick && lasted > stopGrace/2 {
+					t.Errorf("idle connections have ended after %v", lasted)
+				}
+				if err := within(t, drained, "the drain's end"); err != nil {
+					t.Errorf("Drain: %v", err)
+				}
+				if c := g.Count(); c.Idle != 2 || c.Open != 0 {
+					t.Errorf("counted %+v, want 2 idle ones", c)
+				}
+			})
+		}
+	}
+}
+
+// All of them closed in one instant would come back in one.
+func TestStopEndsIdleConnectionsOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	g := serveKind(t, "tcp", &http.Server{Handler: named("server")}, time.Hour)
+	g.app.drainRate = 20
+	var clients []*client
+	for range 10 {
+		clients = append(clients, connect(t, g))
+	}
+	drained, _ := g.begin(t, stop)
+	ended := make(chan time.Time, len(clients))
+	for _, c := range clients {
+		go func() {
+			c.answers.ReadByte()
+			ended <- time.Now()
+		}()
+	}
+	first := within(t, ended, "the first to end")
+	var last time.Time
+	for range len(clients) - 1 {
+		last = within(t, ended, "all others to end")
+	}
+	if took := last.Sub(first); took < 400*time.Millisecond { // of nine times 50 ms
+		t.Errorf("10 connections have ended within %v, at a rate of 20 a second", took)
+	}
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
 	}
 }
 
@@ -157,7 +202,7 @@ func TestStopAnswersTheBacklog(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Minute)
-			g.gate.Pause() // as if the process had no time to accept
+			g.listener.Pause() // as if the process had no time to accept
 			wrote, answers := make(chan bool, 1000), make(chan error, 10)
 			for range cap(answers) {
 				c := dial(t, g)
@@ -324,8 +369,94 @@ func TestIdleConnectionsStayForTheGrace(t *testing.T) {
 	}
 }
 
-// The answer to a request that was begun before the drain says nothing to the
-// client.
+// Whether an answer is the last is decided when its header is written: the handler may
+// have begun before the drain.
+func TestAnswerUnderWayTellsItsClient(t *testing.T) {
+	t.Parallel()
+	for name, write := range map[string]func(w http.ResponseWriter){
+		"nothing":     func(w http.ResponseWriter) {},
+		"WriteHeader": func(w http.ResponseWriter) { w.WriteHeader(http.StatusOK) },
+		"early hints": func(w http.ResponseWriter) { w.WriteHeader(http.StatusEarlyHints); io.WriteString(w, "") },
+		"Write":       func(w http.ResponseWriter) { w.Write([]byte("x")) },
+		"WriteString": func(w http.ResponseWriter) { io.WriteString(w, "x") },
+		"ReadFrom":    func(w http.ResponseWriter) { w.(io.ReaderFrom).ReadFrom(strings.NewReader("x")) },
+		"Flush":       func(w http.ResponseWriter) { w.(http.Flusher).Flush() },
+		"Controller":  func(w http.ResponseWriter) { http.NewResponseController(w).Flush() },
+		"its own":     func(w http.ResponseWriter) { w.Header().Set("Connection", "keep-alive"); io.WriteString(w, "x") },
+	} {
+		for _, to := range []*handoff.Successor{stop, handOver} {
+			for _, kind := range []string{"tcp", "tls"} {
+				t.Run(fmt.Sprintf("%s %s handOver=%v", name, kind, to != nil), func(t *testing.T) {
+					t.Parallel()
+					begun, release := make(chan bool), make(chan bool)
+					g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						begun <- true
+						<-release
+						write(w)
+					})}, time.Hour)
+					c := connect(t, g)
+					c.send(get)
+					within(t, begun, "the request")
+					drained, _ := g.begin(t, to)
+					close(release)
+					resp, _ := c.answer()
+					for resp.StatusCode < 200 {
+						resp, _ = c.answer()
+					}
+					if !resp.Close {
+						t.Error("the answer does not say Connection: close")
+					}
+					c.expectEnd()
+					if err := within(t, drained, "the drain's end"); err != nil {
+						t.Errorf("Drain: %v", err)
+					}
+					if n := g.Count().Told; n != 1 {
+						t.Errorf("%d clients are counted as told, want 1", n)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What net/http's own writer has, an answer's has too: on any release of Go.
+func TestAnswersWriterHasAllMethods(t *testing.T) {
+	t.Parallel()
+	missing := make(chan []string, 1)
+	plain := make(chan reflect.Type, 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { plain <- reflect.TypeOf(w) })}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	g := serveKind(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var names []string
+		ours, its := reflect.TypeOf(w), <-plain
+		for i := range its.NumMethod() {
+			m := its.Method(i)
+			if own, ok := ours.MethodByName(m.Name); !ok || own.Type.NumIn() != m.Type.NumIn() {
+				names = append(names, m.Name)
+			}
+		}
+		missing <- names
+	})}, 0)
+	for _, addr := range []string{l.Addr().String(), g.addr} {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.WriteString(c, get)
+	}
+	if names := within(t, missing, "the handler"); len(names) > 0 {
+		t.Errorf("the handler's writer has no %q", names)
+	}
+}
+
+// A client to which nothing was said, since the header was out before the drain, has the
+// grace time from the end of its answer on.
 func TestGraceBeginsWithTheAnswer(t *testing.T) {
 	t.Parallel()
 	const grace = 1500 * time.Millisecond
@@ -335,6 +466,8 @@ func TestGraceBeginsWithTheAnswer(t *testing.T) {
 			begun, release, waits := make(chan bool), make(chan bool), make(chan bool, 10)
 			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/slow" {
+					w.Header().Set("Content-Length", "4")
+					w.(http.Flusher).Flush()
 					begun <- true
 					<-release
 				}
@@ -354,13 +487,12 @@ func TestGraceBeginsWithTheAnswer(t *testing.T) {
 			g.begin(t, handOver)
 			idle.expectEnd() // since the grace that began with the drain is over
 			close(release)
-			if resp := c.expect("done"); resp.Close {
-				t.Skip("the client was told")
-			}
-			within(t, waits, "the connection to be idle")
-			g.kickAndLook(t, g.draining.Load())
-			c.send(get)
 			c.expect("done")
+			answered := time.Now()
+			c.expectEnd()
+			if lasted := time.Since(answered); lasted < grace*9/10 {
+				t.Errorf("the connection has ended %v after its answer, want %v", lasted, grace)
+			}
 		})
 	}
 }
@@ -430,18 +562,16 @@ func TestHijackedConnectionsAreWaitedForAndTold(t *testing.T) {
 		for _, kind := range kinds {
 			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
 				t.Parallel()
-				told, shutdown := make(chan bool, 1), make(chan bool, 1)
+				shutdown := make(chan bool, 1)
 				srv := &http.Server{Handler: http.HandlerFunc(echo)}
 				srv.RegisterOnShutdown(func() { shutdown <- true })
 				g := serveKind(t, kind, srv, 10*time.Millisecond)
-				OnDrain(func() { told <- true })(g.app)
 				c := connect(t, g)
 				c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
 				if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 					t.Fatalf("answer: %v, %v", resp, err)
 				}
 				drained, _ := g.begin(t, to)
-				within(t, told, "the hook of OnDrain")
 				within(t, shutdown, "the hook of RegisterOnShutdown")
 				select {
 				case err := <-drained:
@@ -490,7 +620,7 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 				within(t, begun, "the request")
 				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 				defer cancel()
-				if err := g.Drain(ctx, to); !errors.Is(err, context.DeadlineExceeded) {
+				if err := g.Drain(ctx, handoff.Drain{To: to}); !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("Drain: %v, want that its time is over", err)
 				}
 				g.cut()
@@ -598,72 +728,6 @@ func TestHTTP2Drains(t *testing.T) {
 	}
 }
 
-// A client that has seen the GOAWAY, and the end of the stream after it, closes the
-// connection: nobody waits for a second.
-func TestHTTP2EndsWithItsGoAway(t *testing.T) {
-	t.Parallel()
-	for _, kind := range []string{"h2", "h2c", "h2 TLS 1.2"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			idle := make(chan bool, 1)
-			g := serveHTTP2(t, kind, &http.Server{ConnState: func(_ net.Conn, state http.ConnState) {
-				if state == http.StateIdle {
-					idle <- true
-				}
-			}}, time.Hour)
-			c := dial(t, g)
-			if kind != "h2c" {
-				config := clientTLS("h2")
-				if kind != "h2" {
-					config.MaxVersion = tls.VersionTLS12
-				}
-				c = newClient(t, tls.Client(c.Conn, config))
-			}
-			c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
-			within(t, idle, "the server to know the connection as HTTP/2")
-			// All that the server says by itself.
-			for acknowledged, window := false, false; !acknowledged || !window; {
-				f := c.frame()
-				acknowledged = acknowledged || f[3] == 4 && f[4] == 1
-				window = window || f[3] == 8
-			}
-
-			drained, _ := g.begin(t, handOver)
-			if f := c.frame(); f[3] != 7 {
-				t.Fatalf("the server sends frame %x in a drain, want GOAWAY", f)
-			}
-			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-				t.Errorf("after GOAWAY: %v, want io.EOF", err)
-			}
-			select {
-			case <-g.closed:
-				t.Error("the server has closed the connection, and not its own half only")
-			case <-drained:
-				t.Error("Drain has returned while the connection is open")
-			case <-time.After(20 * time.Millisecond):
-			}
-			c.Close()
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
-}
-
-// frame reads an HTTP/2 frame.
-func (c *client) frame() []byte {
-	c.t.Helper()
-	f := make([]byte, 9)
-	if _, err := io.ReadFull(c, f); err != nil {
-		c.t.Fatalf("reading a frame: %v", err)
-	}
-	body := make([]byte, int(f[0])<<16|int(f[1])<<8|int(f[2]))
-	if _, err := io.ReadFull(c, body); err != nil {
-		c.t.Fatalf("reading a frame: %v", err)
-	}
-	return append(f, body...)
-}
-
 // While a slow HTTP/1 request delays the GOAWAY, a request on an HTTP/2
 // connection is its last.
 func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {
@@ -701,102 +765,58 @@ func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {
 	}
 }
 
-// Clients are told to open a new connection one after the other.
-func TestClientsTakeTurns(t *testing.T) {
+// At most so many clients a second are told, or their idle connections ended, whatever
+// the other options are.
+func TestDrainRateBoundsWhoLeaves(t *testing.T) {
 	t.Parallel()
-	const clients, quarters = 1000, 4
-	n := &notice{spread: time.Hour}
-	var found [quarters]int
-	for port := range clients {
-		remote := fmt.Sprint("192.0.2.1:", port)
-		turn := n.turn(remote)
-		if turn != n.turn(remote) {
-			t.Fatalf("%s has two turns", remote)
-		}
-		found[turn*quarters/n.spread]++ // which panics beyond the last
-	}
-	for q, got := range found {
-		if want := clients / quarters; got < want/2 || got > want*3/2 { // nine standard deviations
-			t.Errorf("%d of %d clients have their turn in quarter %d of the time", got, clients, q)
-		}
-	}
-
-	d := new(drain)
-	r := &http.Request{ProtoMajor: 2, RemoteAddr: "192.0.2.1:1"}
-	for _, test := range []struct {
-		since time.Duration // their turn
-		want  bool
-	}{{-time.Minute, false}, {0, true}} {
-		d.notice.Store(&notice{begin: time.Now().Add(-n.turn(r.RemoteAddr) - test.since), spread: n.spread})
-		if d.tells(r) != test.want {
-			t.Errorf("%v after a client's turn its answers tell it: %v", test.since, !test.want)
-		}
-	}
-}
-
-func TestTimeToTellClients(t *testing.T) {
-	t.Parallel()
-	const each = time.Minute
+	const rate = 100
 	for _, test := range []struct {
 		name        string
-		to          *handoff.Successor
+		how         string
 		idle, limit time.Duration
-		want        time.Duration
+		count       int64
+		told, apart time.Duration // between two that are told, or ended
+		idleFrom    time.Duration
 	}{
-		{"each has its time", handOver, time.Hour, 0, 3 * each},
-		{"within the idle grace", handOver, each, 0, each},
-		{"a quarter of the drain timeout", handOver, 2 * each, 4 * each, each},
-		{"and the idle grace in what is left", handOver, 10 * each, 12 * each, each},
-		{"no time is left", handOver, 10 * each, 9 * each, 0},
-		{"at a stop at once", stop, time.Hour, 0, 0},
+		{"a handoff", "handoff", 5 * time.Second, time.Minute, 1000, 10 * time.Millisecond, 10 * time.Millisecond, 5 * time.Second},
+		{"a long idle grace", "handoff", time.Hour, time.Minute, 1000, 10 * time.Millisecond, 10 * time.Millisecond, 35 * time.Second},
+		{"many", "handoff", 5 * time.Second, time.Minute, 30_000, time.Millisecond, time.Millisecond, 5 * time.Second},
+		{"many, and a long idle grace", "handoff", time.Hour, time.Minute, 30_000, time.Millisecond, time.Millisecond, 15 * time.Second},
+		{"no drain timeout", "handoff", time.Hour, 0, 30_000, 10 * time.Millisecond, 10 * time.Millisecond, time.Hour},
+		{"a stop", "stop", time.Second, time.Minute, 50, 0, 10 * time.Millisecond, time.Second},
+		{"a stop of many", "stop", time.Second, time.Minute, 1000, 0, time.Millisecond, time.Second},
+		{"SIGINT", "SIGINT", 0, time.Minute, 1000, 0, 0, 0},
+		{"a lame duck", "lame duck", 0, time.Minute, 1000, 10 * time.Millisecond, 0, 0},
+		{"a short lame duck", "lame duck", 0, 2 * time.Second, 1000, time.Millisecond, 0, 0},
 	} {
-		for _, kind := range []string{"tls", "h2", "h2c", "unix"} {
+		for _, kind := range []string{"tcp", "unix"} {
 			t.Run(test.name+" "+kind, func(t *testing.T) {
 				t.Parallel()
-				began, release := make(chan bool), make(chan bool)
-				defer close(release)
-				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if r.URL.Path == "/hijack" {
-						nc, _, err := w.(http.Hijacker).Hijack()
-						if err == nil {
-							defer nc.Close()
-						}
-						began <- true
-						<-release
-					}
-				})}
-				var g *generation
-				if strings.HasPrefix(kind, "h2") {
-					g = serveHTTP2(t, kind, srv, test.idle)
-				} else {
-					g = serveKind(t, kind, srv, test.idle)
-				}
-				g.app.spreadEach = each
-				for range 3 {
-					if !strings.HasPrefix(kind, "h2") {
-						c := connect(t, g)
-						c.send(get)
-						c.expect("")
-					} else if _, err := fetch(http2Client(t, g), g.url("/")); err != nil {
-						t.Fatal(err)
-					}
-				}
-				connect(t, g).send("GET /hijack HTTP/1.1\r\nHost: x\r\n\r\n")
-				within(t, began, "the hijack")
-				d := &drain{server: g.server, stop: test.to == nil}
+				g := serveKind(t, kind, &http.Server{}, test.idle)
+				g.app.drainRate = rate
+				g.http2.Add(test.count)
+				defer g.http2.Add(-test.count)
+				now := time.Now()
+				d := &drain{server: g.server, grace: test.idle, begin: now,
+					stop: test.how == "stop" || test.how == "SIGINT", quick: test.how == "SIGINT", lameDuck: test.how == "lame duck"}
 				if test.limit > 0 {
-					d.deadline = time.Now().Add(test.limit)
+					d.deadline = now.Add(test.limit)
+					d.idleEnd = now.Add(test.limit * 3 / 4)
 				}
-				d.give(false)
-				want := test.want
-				if kind == "unix" {
-					want = 0 // their addresses are all the same
+				d.newPace(false)
+				p := d.pace.Load()
+				near := func(got, want time.Duration) bool { return got <= want && got > want*9/10-1 }
+				if kind == "unix" { // on the other end is a proxy, or another program of this machine
+					if p.told.each != 0 || p.idle != 0 {
+						t.Errorf("unix sockets: %v and %v apart", p.told.each, p.idle)
+					}
+					return
 				}
-				if got := d.notice.Load().spread; got > want || got < want-time.Second {
-					t.Errorf("clients are told within %v, want %v", got, want)
+				if !near(p.told.each, test.told) || !near(p.idle, test.apart) {
+					t.Errorf("told each %v, want %v; ended each %v, want %v", p.told.each, test.told, p.idle, test.apart)
 				}
-				if got, want := g.http2.Load(), map[string]int64{"h2": 3, "h2c": 3}[kind]; got != want {
-					t.Errorf("%d connections speak HTTP/2, want %d", got, want)
+				if from := p.idleFrom.Sub(now); from.Round(time.Second) != test.idleFrom {
+					t.Errorf("idle connections end from %v on, want %v", from, test.idleFrom)
 				}
 			})
 		}
@@ -806,47 +826,44 @@ func TestTimeToTellClients(t *testing.T) {
 func TestDrainKnowsItsDeadline(t *testing.T) {
 	t.Parallel()
 	g := serveKind(t, "tls", &http.Server{}, time.Minute)
-	g.app.spreadEach = time.Hour
-	connect(t, g)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	now := time.Now()
+	connect(t, g)
 	g.beginIn(t, ctx, handOver)
-	if got := g.draining.Load().notice.Load().spread; got > 30*time.Second || got < 25*time.Second {
-		t.Errorf("clients are told within %v of two minutes, want half a minute", got)
+	d := g.draining.Load()
+	if end, middle := d.idleEnd.Sub(now), d.middle.Sub(now); end.Round(time.Second) != 90*time.Second || middle.Round(time.Second) != time.Minute {
+		t.Errorf("of two minutes, idle connections end at %v, and those that do not move are told at %v", end, middle)
 	}
 }
 
 // Until it is a client's turn, its HTTP/2 connection serves on as it did.
 func TestHTTP2ServesUntilItsTurn(t *testing.T) {
 	t.Parallel()
-	const long = 1000 * time.Hour
 	for _, kind := range []string{"h2", "h2c"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, long)
-			g.app.spreadEach = long
-			c := http2Client(t, g)
-			ask := func() {
+			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+			g.app.drainRate = 1
+			first, second := http2Client(t, g), http2Client(t, g)
+			ask := func(c *http.Client) {
 				t.Helper()
 				if body, err := fetch(c, g.url("/")); body != "server / 0" || err != nil {
 					t.Errorf("%q, %v", body, err)
 				}
 			}
-			ask()
+			ask(first)
+			ask(second)
+			start := time.Now()
 			drained, _ := g.begin(t, handOver)
-			for range 3 {
-				ask() // nobody accepts another connection
+			ask(first)
+			for n := 0; time.Since(start) < 900*time.Millisecond; n++ {
+				ask(second)                       // nobody accepts another connection
+				time.Sleep(10 * time.Millisecond) // it is a pace
 			}
-			select {
-			case err := <-drained:
-				t.Fatalf("Drain has returned %v before the client was told", err)
-			case <-g.closed:
-				t.Fatal("the connection is closed before the client was told")
-			default:
+			if n := g.Count().Told; n != 1 {
+				t.Errorf("%d clients are told within a second, want 1", n)
 			}
-			g.draining.Load().notice.Store(new(notice))
-			ask()
-			within(t, g.closed, "the connection's end")
 			if err := within(t, drained, "the drain's end"); err != nil {
 				t.Errorf("Drain: %v", err)
 			}
@@ -856,7 +873,7 @@ func TestHTTP2ServesUntilItsTurn(t *testing.T) {
 
 // A connection whose client is not told yet stays open while it is used, and for the
 // grace time after.
-func TestUntoldConnectionLapsesAfterItsLastAnswer(t *testing.T) {
+func TestUntoldConnectionEndsAfterItsLastAnswer(t *testing.T) {
 	t.Parallel()
 	const grace = 100 * time.Millisecond
 	g := serveKind(t, "tls", &http.Server{Handler: named("server")}, grace)
@@ -864,7 +881,7 @@ func TestUntoldConnectionLapsesAfterItsLastAnswer(t *testing.T) {
 	c.send(get)
 	c.expect("server / 0")
 	g.begin(t, handOver)
-	g.draining.Load().notice.Store(&notice{begin: time.Now(), spread: 1000 * time.Hour})
+	g.draining.Load().pace.Store(&pace{told: turns{from: time.Now().Add(time.Hour)}, idleFrom: time.Now().Add(grace)})
 	pace := time.NewTicker(grace / 4)
 	defer pace.Stop()
 	last := time.Now()
@@ -893,7 +910,7 @@ func TestIdleHTTP2IsToldLast(t *testing.T) {
 			t.Parallel()
 			const spread = 50 * time.Millisecond
 			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			g.app.spreadEach = spread
+			g.app.drainRate = int(time.Second / spread)
 			if _, err := fetch(http2Client(t, g), g.url("/")); err != nil {
 				t.Fatal(err)
 			}
@@ -1049,7 +1066,7 @@ func TestDrainCalledOffLeavesConnectionsAlone(t *testing.T) {
 				t.Errorf("Drain: %v, want that it was called off", err)
 			}
 			g.Resume()
-			g.kickAndLook(t, d) // as its timer does
+			g.wakeAndLook(t, d) // as its timer does
 			close(release)
 			busy.expect("done")
 			for _, c := range []*client{idle, busy, connect(t, g)} {
@@ -1129,7 +1146,7 @@ func TestResumesRepeatedly(t *testing.T) {
 	t.Parallel()
 	g := serveGeneration(t, "tcp", &http.Server{Handler: named("server")}, 0)
 	for range 200 {
-		if err := g.Drain(context.Background(), handOver); err != nil {
+		if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
 			t.Fatal(err)
 		}
 		g.Resume()
@@ -1158,7 +1175,7 @@ func TestResumesAfterShutdownByTheProgram(t *testing.T) {
 	if err := within(t, g.served, "the end of Serve"); err != http.ErrServerClosed {
 		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
-	if err := g.Drain(context.Background(), handOver); err != nil {
+	if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
 		t.Fatal(err)
 	}
 	resumed := make(chan bool)
@@ -1175,7 +1192,7 @@ func TestShutdownByTheProgramAfterResume(t *testing.T) {
 	srv := &http.Server{Handler: named("server")}
 	g := serveGeneration(t, "tcp", srv, 0)
 	for range 2 {
-		if err := g.Drain(context.Background(), handOver); err != nil {
+		if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
 			t.Fatal(err)
 		}
 		g.Resume()
@@ -1205,7 +1222,7 @@ func TestDeadlineOfAConnStateHookDoesNotHoldUpTheDrain(t *testing.T) {
 	c.expect("server / 0")
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := g.Drain(ctx, nil); err != nil {
+	if err := g.Drain(ctx, handoff.Drain{}); err != nil {
 		t.Error(err)
 	}
 	c.expectEnd()
@@ -1223,5 +1240,214 @@ func TestDeadlineErrorsAreThoseOfPackageNet(t *testing.T) {
 		t.Error("a closed connection has a deadline")
 	} else if _, ok := err.(net.Error); !ok {
 		t.Errorf("%T, want a net.Error", err)
+	}
+}
+
+// A connection whose next request is there before its handler returns is never idle: it
+// can neither move nor end between two. From the middle of the drain on it is told.
+func TestConnectionThatIsNeverIdleIsTold(t *testing.T) {
+	t.Parallel()
+	begun, next := make(chan bool, 10), make(chan bool)
+	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		begun <- true
+		<-next
+		fmt.Fprint(w, "done")
+	})}, time.Hour)
+	defer close(next)
+	c := connect(t, g)
+	post := "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody\r\n" // with a line break, as some do
+	c.send(post)
+	within(t, begun, "the request")
+	d := g.moveBy(t, func([]syscall.Conn) error { return nil })
+	ask := func() *http.Response {
+		c.send(post)
+		next <- true
+		return c.expect("done")
+	}
+	for range 3 {
+		if resp := ask(); resp.Close {
+			t.Fatal("the client of a connection that is to move is told early in the drain")
+		}
+	}
+	late := &drain{server: g.server, mover: d.mover, grace: d.grace, begin: d.begin, middle: time.Now()}
+	late.pace.Store(d.pace.Load())
+	g.draining.Store(late)
+	if resp := ask(); !resp.Close {
+		t.Error("the client is not told after the middle of the drain")
+	}
+}
+
+// Some clients ask for an upgrade in each request. Only an answer 101 is one.
+func TestClientThatAlwaysAsksForAnUpgradeIsTold(t *testing.T) {
+	t.Parallel()
+	for _, to := range []*handoff.Successor{stop, handOver} {
+		g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/upgrade" {
+				w.Header().Set("Connection", "Upgrade")
+				w.Header().Set("Upgrade", "echo")
+				w.WriteHeader(http.StatusSwitchingProtocols)
+			}
+		})}, time.Hour)
+		upgraded, c := connect(t, g), connect(t, g)
+		g.begin(t, to)
+		const header = " HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2\r\n\r\n"
+		c.send("GET /" + header)
+		if resp := c.expect(""); !resp.Close {
+			t.Error("the answer does not say Connection: close")
+		}
+		upgraded.send("GET /upgrade" + header)
+		if resp, err := http.ReadResponse(upgraded.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("Connection") != "Upgrade" {
+			t.Errorf("answer to an upgrade: %v, %v", resp, err)
+		}
+	}
+}
+
+// net/http would answer this by itself, and tell nobody.
+func TestOptionsAnswerTellsItsClient(t *testing.T) {
+	t.Parallel()
+	for _, kind := range kinds {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		own := serveKind(t, kind, &http.Server{Handler: named("server"), DisableGeneralOptionsHandler: true}, time.Hour)
+		c, toHandler := connect(t, g), connect(t, own)
+		const options = "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"
+		c.send(options)
+		if resp := c.expect(""); resp.Header.Get("Content-Length") != "0" {
+			t.Errorf("%s: the answer has %v", kind, resp.Header)
+		}
+		toHandler.send(options)
+		toHandler.expect("server * 0")
+		g.begin(t, handOver)
+		c.send(options)
+		if resp := c.expect(""); !resp.Close {
+			t.Errorf("%s: the answer in a drain does not say Connection: close", kind)
+		}
+	}
+}
+
+// A deadline that the program sets on an idle connection is the program's: the
+// connection is idle all the same.
+func TestDeadlineOfTheProgramKeepsNoConnection(t *testing.T) {
+	t.Parallel()
+	for _, deadline := range []time.Duration{0, time.Hour, 300 * time.Millisecond} {
+		for _, kind := range kinds {
+			t.Run(fmt.Sprintf("%s %v", kind, deadline), func(t *testing.T) {
+				t.Parallel()
+				const grace = time.Second
+				conns := make(chan net.Conn, 1)
+				asks := make(chan int, 10)
+				g := serveKind(t, kind, &http.Server{Handler: named("server"), ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+					(&tap{asks: asks}).on(c)
+					conns <- c
+					return ctx
+				}}, grace)
+				set := func(c net.Conn) {
+					at := time.Time{}
+					if deadline > 0 {
+						at = time.Now().Add(deadline)
+					}
+					c.SetReadDeadline(at)
+				}
+				c := connect(t, g)
+				c.send(get)
+				c.expect("server / 0")
+				theirs := within(t, conns, "the connection")
+				driver.Eventually(t, "the server to wait for a request", func() bool { return coreOf(theirs).is(waiting) })
+				set(theirs)
+				start := time.Now()
+				drained, _ := g.begin(t, handOver)
+				set(theirs) // also while the drain's deadline is set
+				c.expectEnd()
+				want := grace
+				if deadline > 0 {
+					want = min(want, deadline)
+				}
+				if lasted := time.Since(start); lasted < want-50*time.Millisecond || lasted > want+grace/2 {
+					t.Errorf("the connection has ended after %v, want %v", lasted, want)
+				}
+				if err := within(t, drained, "the drain's end"); err != nil {
+					t.Errorf("Drain: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// To close a connection with unread input would reset it, and destroy what the client has
+// not received.
+func TestLastAnswerArrivesThoughTheClientSendsOn(t *testing.T) {
+	t.Parallel()
+	const size = 1_500_000
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, strings.Repeat("x", size))
+			})}, time.Hour)
+			c := connect(t, g)
+			if kind == "tls" {
+				c.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n") // the handshake
+				http.ReadResponse(c.answers, &http.Request{Method: "HEAD"})
+			}
+			drained, _ := g.begin(t, handOver)
+			g.draining.Load().middle = time.Now().Add(-time.Hour)
+			c.send(get)
+			sent := make(chan bool)
+			go func() {
+				defer close(sent)
+				for range 20 {
+					io.WriteString(c.Conn, strings.Repeat(get, 100))
+				}
+			}()
+			resp, err := http.ReadResponse(c.answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-sent
+			body, err := io.ReadAll(resp.Body)
+			if len(body) != size || err != nil || !resp.Close {
+				t.Errorf("the last answer brings %d of %d bytes, %v", len(body), size, err)
+			}
+			c.Close()
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// OnDrain is a place where programs end what they can: what net/http would close there
+// is ended by the drain, and the keep-alives are back if the successor fails.
+func TestProgramsSetKeepAlivesEnabledIsHarmless(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"tcp", "unix"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			srv := &http.Server{Handler: named("server")}
+			g := serveKind(t, kind, srv, time.Hour)
+			used, other := connect(t, g), connect(t, g)
+			for _, c := range []*client{used, other} {
+				c.send(get)
+				c.expect("server / 0")
+			}
+			driver.Eventually(t, "the server to wait for requests", func() bool {
+				return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(waiting) })
+			})
+			drained, cancel := g.begin(t, handOver)
+			srv.SetKeepAlivesEnabled(false)
+			used.send(get)
+			if resp := used.expect("server / 0"); !resp.Close {
+				t.Error("the answer does not say Connection: close")
+			}
+			cancel()
+			within(t, drained, "the drain's end")
+			g.Resume()
+			for range 2 {
+				other.send(get)
+				if resp := other.expect("server / 0"); resp.Close {
+					t.Error("the answer after the drain says Connection: close")
+				}
+			}
+		})
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -36,8 +37,15 @@ type generation struct {
 	closed   chan bool  // and in StateClosed
 }
 
-// serveGeneration serves srv on a new socket.
+// serveGeneration serves srv on a new socket, until the test's end.
 func serveGeneration(t *testing.T, network string, srv *http.Server, idleGrace time.Duration) *generation {
+	t.Helper()
+	g := newGeneration(t, network, srv, idleGrace)
+	t.Cleanup(g.cut)
+	return g
+}
+
+func newGeneration(t testing.TB, network string, srv *http.Server, idleGrace time.Duration) *generation {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {
@@ -76,12 +84,11 @@ func serveGeneration(t *testing.T, network string, srv *http.Server, idleGrace t
 	go func() { g.served <- g.server.Serve(func() { close(accepting) }) }()
 	within(t, accepting, "the server to accept")
 	g.server.Resume()
-	t.Cleanup(g.cut)
 	return g
 }
 
 // testLog returns a logger whose lines are shown if the test fails.
-func testLog(t *testing.T) *log.Logger {
+func testLog(t testing.TB) *log.Logger {
 	lines := &lockedBuffer{}
 	t.Cleanup(func() {
 		if t.Failed() && lines.String() != "" {
@@ -118,7 +125,7 @@ func (g *generation) moveTo(t *testing.T, next *generation) *drain {
 			t.Errorf("copying a connection's descriptor: %v", err)
 			return false
 		}
-		next.take([]*os.File{dup})
+		next.take([]*os.File{dup}, []handoff.Waiting{c.waits()})
 		return true
 	})
 }
@@ -127,7 +134,8 @@ func (g *generation) moveTo(t *testing.T, next *generation) *drain {
 // to the successor.
 func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 	t.Helper()
-	d := &drain{server: g.server}
+	d := &drain{server: g.server, begin: time.Now(), middle: time.Now().Add(time.Hour)}
+	d.newPace(true)
 	d.mover = newMover(nil)
 	stop := make(chan struct{})
 	var stopped sync.WaitGroup
@@ -136,7 +144,7 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 		defer stopped.Done()
 		for {
 			select {
-			case <-d.mover.wake:
+			case <-d.mover.came:
 			case <-stop:
 				d.mover.end()
 				return
@@ -155,44 +163,43 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 		close(stop)
 		stopped.Wait()
 	})
-	g.gate.Pause()
+	g.listener.Pause()
 	g.draining.Store(d)
-	d.kickAll()
+	d.wakeAll()
 	return d
 }
 
-// kickAndLook makes every idle connection look whether a drain wants its end, and
+// wakeAndLook makes every idle connection look whether a drain wants its end, and
 // waits until all have.
-func (g *generation) kickAndLook(t *testing.T, d *drain) {
+func (g *generation) wakeAndLook(t *testing.T, d *drain) {
 	t.Helper()
-	entries := g.gate.Entries()
-	d.kickAll()
+	entries := g.listener.Entries()
+	d.wakeAll()
 	driver.Eventually(t, "the connections to look", func() bool {
 		return !slices.ContainsFunc(entries, func(e *accept.Entry) bool {
 			c := e.Conn.(*conn)
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return c.is(kicked) && !c.gone && !c.other
+			return c.is(woken) && !c.gone && c.http1
 		})
 	})
 }
 
-// waitEmpty waits until no connection is left, in the book or in the count.
+// waitEmpty waits until no connection is left, in the list or in the count.
 func (g *generation) waitEmpty(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	err := g.gate.Wait(ctx)
+	err := g.listener.Wait(ctx)
 	for err == nil && g.http1.Load() != 0 {
 		select {
-		case <-g.changed: // it is counted out right after it has left the book
+		case <-g.changed: // it is counted out right after it has left the list
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
 	}
 	if err != nil {
-		open, _ := g.Active()
-		t.Fatalf("waited %v for the connections to end; %d are in the book, %d counted", patience, open, g.http1.Load())
+		t.Fatalf("waited %v for the connections to end; %+v are left", patience, g.Count())
 	}
 }
 
@@ -302,7 +309,7 @@ func (c *client) expectEnd() {
 }
 
 // within fails the test if what does not happen in time.
-func within[T any](t *testing.T, c <-chan T, what string) T {
+func within[T any](t testing.TB, c <-chan T, what string) T {
 	t.Helper()
 	select {
 	case v := <-c:

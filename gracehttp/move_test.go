@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -71,8 +72,8 @@ func TestConnectionsMove(t *testing.T) {
 			if n := b.http1.Load(); n != 3 {
 				t.Errorf("the successor counts %d connections, want 3", n)
 			}
-			if open, _ := b.Active(); open != 3 {
-				t.Errorf("the successor has %d connections in its book, want 3", open)
+			if open := b.Count().Open; open != 3 {
+				t.Errorf("the successor has %d connections open, want 3", open)
 			}
 		})
 	}
@@ -153,7 +154,7 @@ func TestSuccessorKnowsMovedConnections(t *testing.T) {
 }
 
 // The clocks of net/http that run while a request is read begin with its first
-// byte.
+// byte, unless it is the connection's first request.
 func TestMovedConnectionOutlivesReadTimeouts(t *testing.T) {
 	t.Parallel()
 	const timeout = 500 * time.Millisecond
@@ -167,7 +168,7 @@ func TestMovedConnectionOutlivesReadTimeouts(t *testing.T) {
 			a := serveGeneration(t, "tcp", &http.Server{Handler: named("predecessor")}, time.Hour)
 			srv.Handler = named("successor")
 			b := serveGeneration(t, "tcp", srv, time.Hour)
-			used, fresh := connect(t, a), connect(t, a)
+			used := connect(t, a)
 			used.send(get)
 			used.expect("predecessor / 0")
 			a.moveTo(t, b)
@@ -175,34 +176,86 @@ func TestMovedConnectionOutlivesReadTimeouts(t *testing.T) {
 			slow := connect(t, b)
 			slow.send("GET / HTTP/1.1\r\n")
 			slow.expectEnd() // the timeout is over for all that have been there before
-			for _, c := range []*client{used, fresh} {
-				c.send(get)
-				c.expect("successor / 0")
-				// But they run: half a request is not waited for.
-				c.send("GET / HTTP/1.1\r\nHost: x\r\n")
-				c.expectEnd()
+			used.send(get)
+			used.expect("successor / 0")
+			// But they run: half a request is not waited for.
+			used.send("GET / HTTP/1.1\r\nHost: x\r\n")
+			used.expectEnd()
+		})
+	}
+}
+
+// What a client's time was before the move counts after it: a silent one gains nothing
+// by a restart.
+func TestClocksGoOnOverMoves(t *testing.T) {
+	t.Parallel()
+	const timeout = 1200 * time.Millisecond
+	for _, test := range []struct {
+		name string
+		srv  *http.Server
+		send string // before the moves
+		then string // after them
+	}{
+		{"header of a silent connection", &http.Server{ReadHeaderTimeout: timeout}, "", ""},
+		{"header of the first request", &http.Server{ReadHeaderTimeout: timeout}, "", "GET / HTTP/1.1\r\n"},
+		{"read of a silent connection", &http.Server{ReadTimeout: timeout, IdleTimeout: time.Hour}, "", ""},
+		{"idle", &http.Server{IdleTimeout: timeout, ReadHeaderTimeout: time.Hour}, get, ""},
+		{"idle, by the read timeout", &http.Server{ReadTimeout: timeout}, get, ""},
+		{"idle, and the next request's first bytes", &http.Server{IdleTimeout: timeout}, get, "GE"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			var chain []*generation
+			for range 3 {
+				srv := &http.Server{Handler: named("server"), ReadHeaderTimeout: test.srv.ReadHeaderTimeout,
+					ReadTimeout: test.srv.ReadTimeout, IdleTimeout: test.srv.IdleTimeout}
+				chain = append(chain, serveGeneration(t, "tcp", srv, time.Hour))
+			}
+			c := connect(t, chain[0])
+			start := time.Now()
+			if test.send != "" {
+				c.send(test.send)
+				c.expect("server / 0")
+			}
+			time.Sleep(timeout / 2) // what is measured
+			chain[0].moveTo(t, chain[1])
+			chain[0].waitEmpty(t)
+			chain[1].moveTo(t, chain[2])
+			chain[1].waitEmpty(t)
+			if test.then != "" {
+				c.send(test.then)
+			}
+			if _, err := io.ReadAll(c.answers); err != nil { // net/http takes "GE" for a bad request
+				t.Errorf("the connection has %v, want its end", err)
+			}
+			if lasted := time.Since(start); lasted < timeout-50*time.Millisecond || lasted > timeout*14/10 {
+				t.Errorf("the connection has ended after %v, want %v", lasted, timeout)
 			}
 		})
 	}
 }
 
-func TestMovedConnectionEndsWithIdleTimeout(t *testing.T) {
+// IdleTimeout is for the time between two requests: a connection that has brought none
+// has no such clock, before and after a move. And what began in time may take longer.
+func TestIdleTimeoutIsOnlyForTheTimeBetweenRequests(t *testing.T) {
 	t.Parallel()
-	const timeout = 100 * time.Millisecond
-	for _, srv := range []*http.Server{{IdleTimeout: timeout}, {ReadTimeout: timeout}} {
-		t.Run(fmt.Sprintf("idle=%v read=%v", srv.IdleTimeout, srv.ReadTimeout), func(t *testing.T) {
-			t.Parallel()
-			a := serveGeneration(t, "tcp", &http.Server{Handler: named("predecessor")}, time.Hour)
-			b := serveGeneration(t, "tcp", srv, time.Hour)
-			c := connect(t, a)
-			moved := time.Now()
-			a.moveTo(t, b)
-			c.expectEnd()
-			if lasted := time.Since(moved); lasted < timeout {
-				t.Errorf("the connection has ended after %v, want %v", lasted, timeout)
-			}
-		})
-	}
+	const timeout = 300 * time.Millisecond
+	a := serveGeneration(t, "tcp", &http.Server{Handler: named("predecessor"), IdleTimeout: timeout}, time.Hour)
+	b := serveGeneration(t, "tcp", &http.Server{Handler: named("successor"), IdleTimeout: timeout}, time.Hour)
+	fresh, used := connect(t, a), connect(t, a)
+	used.send(get)
+	used.expect("predecessor / 0")
+	a.moveTo(t, b)
+	a.waitEmpty(t)
+	used.send(get[:8])
+	later := connect(t, b)
+	later.send(get)
+	later.expect("successor / 0")
+	later.expectEnd() // the time is over
+	fresh.send(get)
+	fresh.expect("successor / 0")
+	used.send(get[8:])
+	used.expect("successor / 0")
 }
 
 // What interrupts a Read for the move leaves net/http's own deadline as it was.
@@ -217,7 +270,7 @@ func TestIdleTimeoutHoldsAfterARefusal(t *testing.T) {
 	offered := make(chan bool, 10)
 	d := g.drainWith(t, func(*conn) bool { offered <- true; return false })
 	within(t, offered, "the connection to be offered")
-	d.kickAll()
+	d.wakeAll()
 	within(t, offered, "the connection to be offered again")
 	c.expectEnd()
 	if lasted := time.Since(start); lasted < timeout {
@@ -254,9 +307,9 @@ func TestHandlersDeadlineHoldsInADrain(t *testing.T) {
 
 // moveBy begins a drain in which hand has the batches for the successor.
 func (g *generation) moveBy(t *testing.T, hand func([]syscall.Conn) error) *drain {
-	d := &drain{server: g.server}
-	d.give(false)
-	d.mover = newMover(hand)
+	d := &drain{server: g.server, grace: g.app.idleGrace, begin: time.Now(), middle: time.Now().Add(time.Hour)}
+	d.newPace(true)
+	d.mover = newMover(func(conns []syscall.Conn, _ []handoff.Waiting) error { return hand(conns) })
 	d.mover.timeout = time.Hour // they come, however slow the machine is
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
@@ -264,7 +317,7 @@ func (g *generation) moveBy(t *testing.T, hand func([]syscall.Conn) error) *drai
 		cancel()
 		<-d.mover.done
 	})
-	g.gate.Pause()
+	g.listener.Pause()
 	g.draining.Store(d)
 	go d.move(ctx)
 	return d
@@ -290,14 +343,12 @@ func TestRefusedConnectionsAreServedOn(t *testing.T) {
 	c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 	within(t, begun, "the slow request")
 	d := g.refuse(t)
-	// The refusal comes late: the first connection is offered now.
-	d.notice.Store(&notice{begin: time.Now().Add(-2 * grace)})
 	close(release)
 	if resp := c.expect("done"); resp.Close {
 		t.Error("the answer says Connection: close before the refusal")
 	}
 	within(t, d.mover.done, "the refusal")
-	g.kickAndLook(t, d)
+	g.wakeAndLook(t, d)
 	c.send(get)
 	if resp := c.expect("done"); !resp.Close {
 		t.Error("the answer after the refusal does not say Connection: close")
@@ -337,7 +388,7 @@ func TestConnectionClosedWhileItWaitsDoesNotCount(t *testing.T) {
 	open := coreOf(within(t, accepted, "the other connection"))
 	closed.Close()
 	var moved []syscall.Conn
-	m := newMover(func(conns []syscall.Conn) error {
+	m := newMover(func(conns []syscall.Conn, _ []handoff.Waiting) error {
 		if slices.Contains(conns, syscall.Conn(closed.raw)) {
 			return errors.New("one is closed") // of a parked one it would not be net.ErrClosed
 		}
@@ -469,7 +520,7 @@ func TestAllBusyConnectionsMoveWhenTheyAreIdle(t *testing.T) {
 func TestDrainCalledOffIsNoRefusal(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(context.Background())
-	m := newMover(func([]syscall.Conn) error {
+	m := newMover(func([]syscall.Conn, []handoff.Waiting) error {
 		cancel()
 		return errors.New("closed")
 	})
@@ -477,7 +528,7 @@ func TestDrainCalledOffIsNoRefusal(t *testing.T) {
 	go func() { ended <- m.run(ctx, nil) }()
 	g := serveGeneration(t, "tcp", &http.Server{}, time.Hour)
 	connect(t, g)
-	c := g.gate.Entries()[0].Conn.(*conn)
+	c := g.listener.Entries()[0].Conn.(*conn)
 	offer := func() *batch {
 		offered := make(chan *batch, 1)
 		go func() { offered <- m.offer(c) }()
@@ -531,7 +582,7 @@ func TestOthersAreAskedThoughNobodyComes(t *testing.T) {
 	m.timeout = time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	go m.run(ctx, open)
-	driver.Eventually(t, "the last connection to be asked", func() bool { return last.is(kicked) })
+	driver.Eventually(t, "the last connection to be asked", func() bool { return last.is(woken) })
 	cancel()
 	within(t, m.done, "the end")
 }

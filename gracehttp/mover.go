@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
 )
 
 const (
@@ -24,10 +25,10 @@ const (
 
 // A mover hands connections to the successor, in batches.
 type mover struct {
-	hand    func([]syscall.Conn) error // gives a batch away, or fails and leaves it here
-	wake    chan struct{}              // somebody waits
-	done    chan struct{}              // closed when nothing moves any more
-	timeout time.Duration              // askTimeout
+	hand    func([]syscall.Conn, []handoff.Waiting) error // gives a batch away, or fails and leaves it here
+	came    chan struct{}                                 // somebody waits
+	done    chan struct{}                                 // closed when nothing moves any more
+	timeout time.Duration                                 // askTimeout
 
 	mu      sync.Mutex     // guards what follows, and is held to close done
 	waiting *batch         // the next one, or nil
@@ -41,10 +42,10 @@ type batch struct {
 	answered chan struct{} // closed when taken is known
 }
 
-func newMover(hand func([]syscall.Conn) error) *mover {
+func newMover(hand func([]syscall.Conn, []handoff.Waiting) error) *mover {
 	return &mover{
 		hand:    hand,
-		wake:    make(chan struct{}, 1),
+		came:    make(chan struct{}, 1),
 		done:    make(chan struct{}),
 		later:   map[*conn]bool{},
 		timeout: askTimeout,
@@ -79,7 +80,7 @@ func (m *mover) enter(c *conn) *batch {
 	m.waiting.conns = append(m.waiting.conns, c)
 	delete(m.later, c)
 	select {
-	case m.wake <- struct{}{}:
+	case m.came <- struct{}{}:
 	default:
 	}
 	return m.waiting
@@ -112,7 +113,7 @@ func (m *mover) run(ctx context.Context, open []*accept.Entry) error {
 			asked = max(0, asked-len(b.conns))
 		}
 		for asked < ahead && len(open) > 0 {
-			if open[0].Conn.(*conn).kick() {
+			if open[0].Conn.(*conn).wake() {
 				asked++
 			}
 			open[0] = nil // it may be closed long before this drain ends
@@ -143,7 +144,7 @@ func (m *mover) askAgain() bool {
 	defer m.mu.Unlock()
 	for c := range m.later {
 		delete(m.later, c)
-		if c.kick() {
+		if c.wake() {
 			return true
 		}
 	}
@@ -158,7 +159,7 @@ func (m *mover) wait(ctx context.Context, enough bool) bool {
 		late = time.After(m.timeout)
 	}
 	select {
-	case <-m.wake:
+	case <-m.came:
 	case <-ctx.Done():
 	case <-late:
 		return false
@@ -180,11 +181,11 @@ func (m *mover) end() {
 // reason for the others to stay.
 func (m *mover) move(conns []*conn) error {
 	for {
-		raw := make([]syscall.Conn, len(conns))
+		raw, waiting := make([]syscall.Conn, len(conns)), make([]handoff.Waiting, len(conns))
 		for i, c := range conns {
-			raw[i] = c.raw
+			raw[i], waiting[i] = c.raw, c.waits()
 		}
-		err := m.hand(raw)
+		err := m.hand(raw, waiting)
 		if err == nil {
 			return nil
 		}

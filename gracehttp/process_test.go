@@ -563,7 +563,11 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 				idle.send(getPid)
 				idle.expectPid(s.first)
 				busy.begin()
-				link.Move(t, driver.Stranger(t))
+				if test.play == "legacy" {
+					link.Move(t, driver.Original(t))
+				} else {
+					link.Move(t, driver.Stranger(t))
+				}
 				s.first.Signal(syscall.SIGUSR2)
 				if test.fails {
 					s.Line("restart failed: .*serving (again )?with pid " + strconv.Itoa(s.first.Pid))
@@ -729,13 +733,13 @@ func TestConnectionsArePassedOn(t *testing.T) {
 func TestConnectionsAreNotPassedToNobody(t *testing.T) {
 	t.Parallel()
 	link := driver.NewLink(t, driver.Binary(t))
-	s := startSite(t, "tcp", string(link), "-play", "legacy", "-idle-grace", "10s")
+	s := startSite(t, "tcp", string(link), "-idle-grace", "10s")
 	busy := s.connect()
 	busy.begin()
 	second := s.restart(s.first)
 	held := s.hijack()
 	held.expectEcho(second)
-	link.Move(t, driver.Stranger(t))
+	link.Move(t, driver.Original(t))
 	second.Signal(syscall.SIGUSR2)
 	s.Ready(3)
 	s.Line(fmt.Sprintf("^shutdown-hook pid=%d", second.Pid))

@@ -22,16 +22,17 @@
 package gracehttp
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,14 +48,14 @@ const (
 	defaultDrainTimeout = time.Minute
 	defaultIdleGrace    = 5 * time.Second
 
-	// defaultSpreadEach is how much each connection adds to the time in which all
-	// clients are told to open new ones.
-	defaultSpreadEach = 30 * time.Millisecond
+	// defaultDrainRate is what one core bears beside its work, with RSA certificates.
+	defaultDrainRate = 200
 )
 
 var (
 	verbose = flag.Bool("gracehttp.log", true, "Log serving, restarts and drains.")
 	logger  atomic.Pointer[log.Logger]
+	serving atomic.Bool
 	current atomic.Pointer[app]
 )
 
@@ -72,37 +73,68 @@ func PreStartProcess(hook func() error) Option {
 }
 
 // StartTimeout is how long a successor may take until it is ready; one minute
-// by default. One that takes longer is killed, and this process serves on.
+// by default, and if d is not positive. One that takes longer is killed, and this process
+// serves on.
 func StartTimeout(d time.Duration) Option {
-	return func(a *app) { a.process.StartTimeout = d }
+	return func(a *app) { a.process.StartTimeout = max(0, d) }
 }
 
 // DrainTimeout bounds how long open connections are waited for, after a handoff
-// and after a signal to stop; one minute by default. What is left then is
-// closed, and Serve returns an error that is context.DeadlineExceeded.
+// and after a signal to stop: one minute by default, as long as it takes if d is not
+// positive. What is left then is closed, and Serve returns an error that is
+// context.DeadlineExceeded, unless it was a stop and only hijacked connections were left.
 func DrainTimeout(d time.Duration) Option {
-	return func(a *app) { a.process.TermTimeout = d }
+	return func(a *app) { a.process.TermTimeout = max(0, d) }
 }
 
-// IdleGrace is how long a connection that cannot move stays open for its
-// client's next request after a handoff; five seconds by default. Clients that
-// send requests are told to open a new connection; over TCP they are told one at a
-// time, 30 ms apart, to avoid a burst of handshakes. All of that takes no longer than
-// the grace time, and less where DrainTimeout leaves no room for it.
+// IdleGrace is how long an idle connection that cannot move stays open for its client's
+// next request after a handoff; five seconds by default, not at all if d is not positive.
+// A client that sends one is told to open a new connection. DrainRate spreads both. The
+// last quarter of DrainTimeout is for requests that are under way: nothing idle stays open
+// then.
+//
+// At a stop it is one second at most, or d after a lame duck, and none after SIGINT; and
+// hijacked connections are closed after d if there is no hook, of OnDrain or
+// RegisterOnShutdown, that could have ended them.
 func IdleGrace(d time.Duration) Option {
-	return func(a *app) { a.idleGrace = d }
+	return func(a *app) { a.idleGrace = max(0, d) }
+}
+
+// DrainRate bounds the burst of handshakes after a handoff: over TCP, of the clients whose
+// connections cannot move, at most so many in a second are told to open a new one, and at
+// most so many idle connections are closed; 200 by default, so that 5,000 take 25 seconds.
+// If perSecond is not positive there is no bound.
+//
+// Only DrainTimeout makes it faster: all must be told within half of it. With one minute,
+// 10,000 connections leave at a rate of 333 a second, and 100,000 at 3,333. At a stop
+// clients are told at once, and idle connections are closed one after the other within a
+// second. HTTP/2 connections that are idle all the time are told last, all at once.
+func DrainRate(perSecond int) Option {
+	return func(a *app) { a.drainRate = max(0, perSecond) }
 }
 
 // OnDrain calls hook, in a goroutine of its own, when a drain begins: it is time
 // to end what would not end by itself, such as WebSockets and other hijacked
-// connections, and long answers such as server-sent events. Serve does not wait
-// for hook. It may be called again if a successor fails.
+// connections, and long answers such as server-sent events. Serve returns when hook has,
+// or at the end of DrainTimeout. It may be called again if a successor fails.
 //
 // The hooks of RegisterOnShutdown are called later, when only hijacked and HTTP/2
 // connections are left, and the clients of HTTP/2 were told to open new ones: too
 // late to end an answer on HTTP/1.
 func OnDrain(hook func()) Option {
 	return func(a *app) { a.onDrain = append(a.onDrain, hook) }
+}
+
+// OnReady calls hook once, in a goroutine of its own, when this process serves: all its
+// sockets are open, and its predecessor knows. Nobody waits for it.
+func OnReady(hook func()) Option {
+	return func(a *app) { a.onReady = append(a.onReady, hook) }
+}
+
+// OnMove calls hook, in a goroutine of its own, with each connection that the
+// predecessor's program has moved, and what it said of it; see grace.Process.
+func OnMove(hook func(c net.Conn, state []byte)) Option {
+	return func(a *app) { a.process.OnMove = hook }
 }
 
 // PIDFile names a file that holds the process id of the generation that serves.
@@ -113,9 +145,10 @@ func PIDFile(path string) Option {
 }
 
 // Standby is how long this process stays after a handoff, when it is drained,
-// ready to take over again if the successor fails; by default, not at all.
+// ready to take over again if the successor fails; by default, and if d is not positive,
+// not at all.
 func Standby(d time.Duration) Option {
-	return func(a *app) { a.process.Standby = d }
+	return func(a *app) { a.process.Standby = max(0, d) }
 }
 
 // StoreListeners asks systemd to keep copies of the listening sockets over a
@@ -134,13 +167,13 @@ func OnRestart(hook func(pid int, took time.Duration, err error)) Option {
 
 // An app is one call of Serve.
 type app struct {
-	process    grace.Process
-	net        gracenet.Net
-	idleGrace  time.Duration
-	spreadEach time.Duration
-	onDrain    []func()
-	servers    []*server
-	serving    sync.Once // guards the line that says so
+	process   grace.Process
+	net       gracenet.Net
+	idleGrace time.Duration
+	drainRate int // clients a second; 0: all at once
+	onDrain   []func()
+	onReady   []func()
+	servers   []*server
 }
 
 // Serve serves all the servers until the process is told to stop, or a successor
@@ -165,7 +198,14 @@ func Serve(servers ...*http.Server) error {
 
 // ServeWithOptions is Serve with options.
 func ServeWithOptions(servers []*http.Server, options ...Option) error {
-	a := &app{idleGrace: defaultIdleGrace, spreadEach: defaultSpreadEach}
+	return ServeContext(context.Background(), servers, options...)
+}
+
+// ServeContext is ServeWithOptions; the end of ctx is a stop, as SIGTERM: for an errgroup,
+// an application framework, or signal.NotifyContext. It counts before the process is ready
+// too, and returns nil then.
+func ServeContext(ctx context.Context, servers []*http.Server, options ...Option) error {
+	a := &app{idleGrace: defaultIdleGrace, drainRate: defaultDrainRate}
 	a.process.TermTimeout = defaultDrainTimeout
 	for _, option := range options {
 		option(a)
@@ -174,13 +214,27 @@ func ServeWithOptions(servers []*http.Server, options ...Option) error {
 	if !*verbose {
 		a.process.Logger = log.New(io.Discard, "", 0)
 	}
-	if err := a.listen(servers); err != nil || len(servers) == 0 {
+	if len(servers) == 0 {
+		return errors.New("gracehttp: no server to serve")
+	}
+	if !serving.CompareAndSwap(false, true) {
+		return errors.New("gracehttp: Serve is running already")
+	}
+	defer serving.Store(false)
+	if err := a.listen(servers); err != nil {
 		return err
+	}
+	if len(a.onDrain) > 0 {
+		a.process.OnDrain = func() { a.sideBySide("OnDrain", a.onDrain) }
+	}
+	a.process.OnReady = func() {
+		a.logServing()
+		a.sideBySide("OnReady", a.onReady)
 	}
 	current.Store(a)
 	defer current.CompareAndSwap(a, nil)
 	defer a.cut()
-	return a.process.Wait(a.listeners())
+	return a.process.WaitContext(ctx, a.listeners())
 }
 
 // Restart restarts what Serve serves, as SIGUSR2 does, and waits for the
@@ -192,14 +246,37 @@ func Restart() (pid int, err error) {
 	if a == nil {
 		return 0, ErrNotServing
 	}
-	if err := a.process.Restart(a.listeners()); err != nil {
-		return 0, err
+	request := &handoff.Request{Outcome: make(chan handoff.Outcome, 1)}
+	if !handoff.Self().Ask(request) {
+		return 0, ErrNotServing
 	}
-	s := handoff.Self().Starting()
-	if s == nil {
-		return 0, errors.New("gracehttp: the successor was ready, and has ended since")
+	outcome := <-request.Outcome
+	if outcome.Err != nil {
+		return 0, outcome.Err
 	}
-	return s.Pid, nil
+	return outcome.Pid, nil
+}
+
+// sideBySide calls hooks, and returns when all have returned.
+func (a *app) sideBySide(name string, hooks []func()) {
+	var running []<-chan struct{}
+	for _, hook := range hooks {
+		done, _ := handoff.Call(a.process.Logger, name, func() error { hook(); return nil })
+		running = append(running, done)
+	}
+	for _, done := range running {
+		<-done
+	}
+}
+
+// Move hands a connection of the program's own, such as one that was hijacked, to the
+// successor, as grace.Process.Move does. It returns ErrNotServing if Serve is not running.
+func Move(c net.Conn, state []byte) error {
+	a := current.Load()
+	if a == nil {
+		return ErrNotServing
+	}
+	return a.process.Move(c, state)
 }
 
 func (a *app) listeners() []grace.Listener {
@@ -253,7 +330,7 @@ func address(srv *http.Server) (network, addr string) {
 	switch {
 	case srv.Addr != "":
 		return "tcp", srv.Addr
-	case srv.TLSConfig != nil:
+	case isTLS(srv):
 		return "tcp", ":https"
 	default:
 		return "tcp", ":http"
@@ -281,11 +358,11 @@ func (a *app) logServing() {
 		addrs = append(addrs, s.Addr().String())
 	}
 	from := ""
-	switch handoff.Self().Origin() {
+	switch handoff.Self().Origin {
 	case handoff.Activated:
 		from = " on sockets from systemd"
 	case handoff.Succeeded, handoff.SucceededLegacy:
-		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().Parent())
+		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().PredecessorPid())
 	}
 	a.logf("Serving %s with pid %d%s.", strings.Join(addrs, ", "), os.Getpid(), from)
 }

@@ -114,10 +114,10 @@ func TestFailedStartLeavesNothingListening(t *testing.T) {
 	}
 }
 
-func TestServeWithoutServersReturns(t *testing.T) {
+func TestServeWithoutServersFails(t *testing.T) {
 	t.Parallel()
-	if err := Serve(); err != nil {
-		t.Errorf("Serve: %v", err)
+	if err := Serve(); err == nil {
+		t.Error("Serve has nothing to serve, and says nothing")
 	}
 }
 
@@ -320,6 +320,9 @@ func TestOptionsReachTheProcess(t *testing.T) {
 	failed := errors.New("not now")
 	s := start(t, []*http.Server{{}}, PreStartProcess(func() error { return failed }), StartTimeout(time.Second), DrainTimeout(2*time.Second), IdleGrace(3*time.Second))
 	a := current.Load()
+	if err := Serve(&http.Server{Addr: "127.0.0.1:0"}); err == nil {
+		t.Error("two Serve run at a time")
+	}
 	if a.process.StartTimeout != time.Second || a.process.TermTimeout != 2*time.Second || a.idleGrace != 3*time.Second {
 		t.Errorf("start timeout %v, drain timeout %v, idle grace %v", a.process.StartTimeout, a.process.TermTimeout, a.idleGrace)
 	}

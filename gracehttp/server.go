@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,21 +28,26 @@ type socket interface {
 }
 
 // A server is one http.Server on its listening socket. To grace.Process it is a
-// listener that accepts by itself and knows how to drain (handoff.Server).
+// listener that accepts by itself and knows how to drain.
 type server struct {
 	draining atomic.Pointer[drain] // nil: not draining
 	handler  http.Handler          // the user's, or one for http.DefaultServeMux
 	tls      bool
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
-	gate     *accept.Gate
+	listener *accept.Listener
 	socket
 	user *http.Server // as Serve was given it
+
+	options         bool // OPTIONS * is answered here, not by the handler
+	hasShutdownHook bool // the user has registered one, which may end hijacked connections
 
 	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
 	http2   atomic.Int64  // those that speak HTTP/2
 	changed chan struct{} // one of these may have become 0
-	hooks   atomic.Int64  // calls of userShutdown that are ours, and still to come
+	counts  counts
+	hooks   atomic.Int64 // calls of userShutdown that are ours, and still to come
+	kept    atomic.Bool  // the program has tried to close idle connections during a drain
 
 	accepting func() // called when the http.Server first accepts
 	begun     sync.Once
@@ -57,17 +64,18 @@ type server struct {
 
 func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	s := &server{
-		socket:  l,
-		app:     a,
-		gate:    accept.New(l),
-		user:    srv,
-		http:    srv,
-		tls:     srv.TLSConfig != nil,
-		handler: srv.Handler,
-		changed: make(chan struct{}, 1),
+		socket:   l,
+		app:      a,
+		listener: accept.New(l),
+		user:     srv,
+		http:     srv,
+		tls:      isTLS(srv),
+		options:  !srv.DisableGeneralOptionsHandler,
+		handler:  srv.Handler,
+		changed:  make(chan struct{}, 1),
 	}
 	s.changes.L = &s.mu
-	s.gate.Pause() // until Resume
+	s.listener.Pause() // until Resume
 	if srv.TLSNextProto != nil {
 		s.proto = maps.Clone(srv.TLSNextProto)
 		for name, serve := range s.proto {
@@ -83,6 +91,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 		})
 	}
 	srv.Handler = s
+	srv.DisableGeneralOptionsHandler = true // what net/http answers there tells no client to leave
 	if hook := srv.ConnState; hook != nil {
 		srv.ConnState = func(nc net.Conn, state http.ConnState) {
 			hook(nc, state) // first: a deadline that it sets is not to be taken for net/http's
@@ -91,11 +100,23 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	} else {
 		srv.ConnState = follow
 	}
+	hook := srv.ConnContext
+	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+		if hook != nil {
+			ctx = hook(ctx, nc)
+		}
+		if c := coreOf(nc); c != nil && ctx != nil { // net/http says what is wrong with nil
+			c.ctx = connContext{ctx, c}
+			return &c.ctx
+		}
+		return ctx
+	}
+	s.hasShutdownHook = hasShutdownHook(srv)
 	srv.RegisterOnShutdown(s.userShutdown)
 	if s.tls {
 		keepTickets(srv, name)
 	} else {
-		handoff.Self().Accept(l, s.take)
+		handoff.Self().Receive(l, s.take)
 	}
 	return s
 }
@@ -106,38 +127,39 @@ func otherProtocol(serve func(*http.Server, *tls.Conn, http.Handler)) func(*http
 	return func(srv *http.Server, c *tls.Conn, h http.Handler) {
 		if core := coreOf(c); core != nil {
 			core.mu.Lock()
-			core.leave()
+			core.leaveHTTP1()
 			core.mu.Unlock()
 		}
 		serve(srv, c, h)
 	}
 }
 
+// isTLS reports whether a server serves TLS. One whose TLSConfig has no certificate, but
+// offers HTTP/2, was configured by golang.org/x/net/http2 for use without TLS.
+func isTLS(srv *http.Server) bool {
+	return srv.TLSConfig != nil && (hasCertificate(srv.TLSConfig) || !slices.Contains(srv.TLSConfig.NextProtos, "h2"))
+}
+
+func hasCertificate(c *tls.Config) bool {
+	return len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil
+}
+
 // checkTLS finds what would make ServeTLS fail, while a predecessor still serves.
 func checkTLS(srv *http.Server) error {
-	c := srv.TLSConfig
-	if c != nil && len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
+	if isTLS(srv) && !hasCertificate(srv.TLSConfig) {
 		return errors.New("its TLSConfig has no certificate")
 	}
 	return nil
 }
 
-// ServeHTTP calls the user's handler.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if d := s.draining.Load(); d != nil && d.tells(r) {
-		w.Header().Set("Connection", "close") // on HTTP/2, net/http makes that a GOAWAY
-	}
-	s.handler.ServeHTTP(w, r)
+// hasShutdownHook reports whether RegisterOnShutdown was called. Nobody else may call it
+// meanwhile.
+func hasShutdownHook(srv *http.Server) bool {
+	hooks := reflect.ValueOf(srv).Elem().FieldByName("onShutdown")
+	return hooks.IsValid() && hooks.Kind() == reflect.Slice && hooks.Len() > 0
 }
 
-// upgrades reports whether the answer may be another protocol on the same
-// connection. HTTP/2 is none: net/http ignores that wish.
-func upgrades(r *http.Request) bool {
-	to := r.Header.Get("Upgrade")
-	return to != "" && to != "h2c"
-}
-
-// Serve implements handoff.Server.
+// Serve serves until Close, or fails.
 func (s *server) Serve(accepting func()) error {
 	s.accepting = accepting
 	for {
@@ -176,38 +198,62 @@ func (s *server) serveOn(srv *http.Server, l net.Listener) error {
 // Accept implements net.Listener; it is called through httpListener.
 func (s *server) Accept() (net.Conn, error) {
 	s.begun.Do(s.accepting)
-	c, err := s.gate.Accept()
+	c, err := s.listener.Accept()
 	if err != nil {
 		return nil, err
 	}
 	wrapped, core := s.wrap(c)
-	s.admit(core, s.gate.Admit)
+	s.admit(core, s.listener.Admit)
 	return wrapped, nil
 }
 
-// admit enters a connection in the book. A drain that has begun meanwhile may
-// have missed it.
-func (s *server) admit(c *conn, enter func(*accept.Entry)) {
+// admit lists a connection. A drain that has begun meanwhile may have missed it.
+func (s *server) admit(c *conn, list func(*accept.Entry)) {
 	s.http1.Add(1)
-	enter(&c.entry)
+	list(&c.entry)
 	if s.draining.Load() != nil {
-		c.kick()
+		c.wake()
 	}
 }
 
-// left is called when a connection is closed, or no longer speaks HTTP/1.
-func (s *server) left() {
-	if s.http1.Add(-1) == 0 {
-		s.change()
+// serveBacklog serves what the kernel has accepted, unless the socket is systemd's,
+// which passes it on.
+func (s *server) serveBacklog() {
+	if handoff.Self().Activated(s.socket) {
+		return
+	}
+	for _, c := range s.listener.Backlog() {
+		wrapped, core := s.wrap(c)
+		s.admit(core, s.listener.Add)
+		s.inject(wrapped)
 	}
 }
 
-// change wakes a drain.
-func (s *server) change() {
-	select {
-	case s.changed <- struct{}{}:
-	default:
+// count adds n to one of the counts of connections, and wakes a drain when it is 0.
+func (s *server) count(kind *atomic.Int64, n int64) {
+	if kind.Add(n) == 0 {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
 	}
+}
+
+// closedByProgram reports whether an idle connection that somebody else than its reader
+// closes in a drain, by SetKeepAlivesEnabled(false) or Shutdown, can stay: a request may
+// be on its way. TLS has told the client already.
+func (s *server) closedByProgram() (stays bool) {
+	if s.tls {
+		s.mu.Lock()
+		closed := s.closed
+		s.mu.Unlock()
+		if !closed && !s.kept.Swap(true) {
+			s.app.logf("%s: the program closes idle connections during the drain; requests that are on their way are lost", s.Addr())
+		}
+		return false
+	}
+	s.kept.Store(true)
+	return true
 }
 
 // Close ends the server. After Drain there is nothing left to wait for.
@@ -216,7 +262,7 @@ func (s *server) Close() error {
 	s.closed = true
 	s.changes.Broadcast()
 	s.mu.Unlock()
-	return s.gate.Close()
+	return s.listener.Close()
 }
 
 // cut closes the server and all that is still open.
@@ -226,20 +272,17 @@ func (s *server) cut() {
 	srv := s.http
 	s.mu.Unlock()
 	srv.Close()
-	for _, e := range s.gate.Entries() {
+	for _, e := range s.listener.Entries() {
 		e.Conn.(*conn).raw.Close()
 	}
 }
-
-// Active implements handoff.Drainer.
-func (s *server) Active() (open int, oldest time.Time) { return s.gate.Active() }
 
 // An httpListener is what the http.Server has for a listener. Closing it ends
 // its Accept, but the socket stays open: it may be needed again.
 type httpListener struct{ *server }
 
 func (l *httpListener) Close() error {
-	l.gate.End()
+	l.listener.End()
 	return nil
 }
 
@@ -284,30 +327,39 @@ func (s *server) inject(c net.Conn) {
 }
 
 // take serves connections that the predecessor has handed over.
-func (s *server) take(conns []*os.File) {
-	for _, f := range conns {
-		c := &conn{}
+func (s *server) take(conns []*os.File, waiting []handoff.Waiting) {
+	for i, f := range conns {
+		var w handoff.Waiting
+		if waiting != nil {
+			w = waiting[i]
+		}
+		c := &conn{began: time.Now().Add(-time.Duration(w.For) * time.Millisecond), used: !w.First}
 		c.init(s, f)
-		s.admit(c, s.gate.Add)
+		s.admit(c, s.listener.Add)
 		go s.park(c, f)
 	}
 }
 
-// park holds a connection until its next request begins, so that the clocks of
-// ReadHeaderTimeout and ReadTimeout do not start before.
+// refuse takes no more connections over from our predecessor, which finishes them.
+func (s *server) refuse() { handoff.Self().Receive(s.socket, nil) }
+
+// park holds a connection until its next request begins: net/http's clocks for that
+// must not start before, while the one for waiting goes on where it was.
 func (s *server) park(c *conn, f *os.File) {
 	defer c.Close()
-	idle := s.user.IdleTimeout
-	if idle == 0 {
-		idle = s.user.ReadTimeout
+	timeout := idleTimeout(s.user)
+	if !c.used {
+		timeout = headerTimeout(s.user)
 	}
-	if idle > 0 {
-		c.setReadDeadline(time.Now().Add(idle))
+	var limit time.Time
+	if timeout > 0 {
+		limit = c.began.Add(timeout)
+		c.setReadDeadline(limit)
 	}
 	if !c.awaitInput() {
 		return
 	}
-	nc, err := s.connOf(f)
+	nc, err := s.netConn(f)
 	if err != nil {
 		return
 	}
@@ -316,15 +368,38 @@ func (s *server) park(c *conn, f *os.File) {
 		return
 	}
 	wrapped, core := s.wrap(nc)
-	core.shared = c.shared
-	s.admit(core, s.gate.Add)
+	core.shared, core.began, core.used = c.shared, c.began, c.used
+	// net/http ends the wait for a first request with its header, else with four bytes.
+	core.limit, core.missing = limit, -1
+	if c.used {
+		core.missing = 4
+	}
+	nc.SetReadDeadline(limit)
+	s.admit(core, s.listener.Add)
 	c.Close() // its place is taken; its file is closed already
 	s.inject(wrapped)
 }
 
-// connOf makes a connection of a file, which it closes. That takes one more
+// idleTimeout returns how long net/http waits for the next request, if that is not 0.
+func idleTimeout(srv *http.Server) time.Duration {
+	if srv.IdleTimeout != 0 {
+		return srv.IdleTimeout
+	}
+	return srv.ReadTimeout
+}
+
+// headerTimeout returns how long net/http waits for the first request's header, if that
+// is not 0.
+func headerTimeout(srv *http.Server) time.Duration {
+	if srv.ReadHeaderTimeout != 0 {
+		return srv.ReadHeaderTimeout
+	}
+	return srv.ReadTimeout
+}
+
+// netConn makes a connection of a file, which it closes. That takes one more
 // descriptor for a moment.
-func (s *server) connOf(f *os.File) (net.Conn, error) {
+func (s *server) netConn(f *os.File) (net.Conn, error) {
 	defer f.Close()
 	c, err := net.FileConn(f)
 	if !isTemporary(err) {
@@ -353,7 +428,6 @@ func (s *server) shutdown(ctx context.Context) {
 	s.shut = true
 	srv := s.http
 	s.mu.Unlock()
-	s.partHTTP2()
 	s.hooks.Add(1)
 	go s.user.Shutdown(ctx)
 	if srv != s.user {
@@ -375,25 +449,27 @@ func (s *server) userShutdown() {
 	}
 }
 
-// Resume implements handoff.Drainer.
-func (s *server) Resume() {
-	s.app.serving.Do(s.app.logServing)
+// Resume undoes Drain, and reports whether the server accepts again.
+func (s *server) Resume() bool {
 	s.draining.Store(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shut {
 		// An http.Server that was shut down cannot serve again. It closes its
-		// listener, which ends the gate, before Serve is parked.
+		// listener, which ends the accepting, before Serve is parked.
 		for !s.parked && !s.closed {
 			s.changes.Wait()
 		}
 		s.http = s.copyHTTP()
 		s.moved = nil
 		s.shut = false
-		s.gate.Reopen()
+		s.listener.Reopen()
 		s.changes.Broadcast()
+	} else if s.kept.Load() {
+		s.http.SetKeepAlivesEnabled(true) // the program meant the drain
 	}
-	s.gate.Resume()
+	s.kept.Store(false)
+	return s.listener.Resume()
 }
 
 func (s *server) copyHTTP() *http.Server {

@@ -3,6 +3,7 @@
 package gracenet_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +13,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/facebookgo/grace"
 	"github.com/facebookgo/grace/gracenet"
@@ -112,27 +115,46 @@ func ExampleNet_Listen() {
 	// Output: hello
 }
 
+// A UDP server whose handlers run in goroutines. No datagram is lost in a restart:
+// each is read by one of the two processes, and whoever has read it answers it.
 func ExampleNet_ListenPacket() {
 	var n gracenet.Net
 	p, err := n.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer p.Close()
-
-	c, err := net.Dial("udp", p.LocalAddr().String())
-	if err != nil {
+	var handlers sync.WaitGroup
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		b := make([]byte, 1<<16)
+		for {
+			size, from, err := p.ReadFrom(b)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return
+			}
+			if err != nil {
+				log.Print(err)
+				continue
+			}
+			question := bytes.Clone(b[:size])
+			handlers.Add(1)
+			go func() {
+				defer handlers.Done()
+				p.WriteTo(question, from)
+			}()
+		}
+	}()
+	if err := grace.CloseParent(); err != nil {
 		log.Fatal(err)
 	}
-	defer c.Close()
-	fmt.Fprint(c, "a datagram")
-	b := make([]byte, 100)
-	size, _, err := p.ReadFrom(b)
-	if err != nil {
+	if err := grace.Wait(nil); err != nil { // until a successor reads too, or a stop
 		log.Fatal(err)
 	}
-	fmt.Printf("%s\n", b[:size])
-	// Output: a datagram
+	p.SetReadDeadline(time.Now()) // what is not read yet is the successor's
+	<-read
+	handlers.Wait()
+	p.Close()
 }
 
 // A log file that every generation writes to, though only the first has opened

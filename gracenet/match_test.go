@@ -70,13 +70,13 @@ func TestSocketsAreFoundByWhatTheyAreBoundTo(t *testing.T) {
 		{"unix", "", nil},
 	} {
 		t.Run(test.network+" "+test.address, func(t *testing.T) {
-			matches, err := matcher(test.network, test.address)
+			e, err := resolve(test.network, test.address)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var got []string
 			for _, a := range bound {
-				if matches(a) {
+				if e.is(a) {
 					got = append(got, a.Network()+" "+a.String())
 				}
 			}
@@ -92,7 +92,8 @@ func TestSocketsAreFoundByWhatTheyAreBoundTo(t *testing.T) {
 func TestNoSocketIsBoundToPort0(t *testing.T) {
 	for _, network := range []string{"tcp", "tcp4", "tcp6"} {
 		for _, ip := range []string{"0.0.0.0", "::", "127.0.0.1", "::1"} {
-			if sameEndpoint(network, net.ParseIP(ip), net.ParseIP(ip), 0, 0, "", "") {
+			e := endpoint{network: network, ip: net.ParseIP(ip)}
+			if e.is(&net.TCPAddr{IP: e.ip}) || e.samePort(&net.TCPAddr{IP: e.ip}) {
 				t.Errorf("%s %s, port 0, is taken for an address", network, ip)
 			}
 		}
@@ -110,12 +111,17 @@ func TestEndpointsExhaustively(t *testing.T) {
 				for _, wantPort := range []int{0, 1, 2} {
 					for _, isPort := range []int{1, 2} {
 						same := wantPort == isPort && (want == is || unspecified(want) && unspecified(is))
+						// All of a port serves for one of its addresses, of IPv4 too.
+						part := wantPort == isPort && !unspecified(want) && unspecified(is) && (v4(want) || !v4(is))
 						if network == "tcp4" && !v4(is) || network == "tcp6" && v4(is) {
-							same = false
+							same, part = false, false
 						}
-						got := sameEndpoint(network, net.ParseIP(want), net.ParseIP(is), wantPort, isPort, "", "")
-						if got != same {
-							t.Errorf("%s: a socket on %s port %d serves for %q port %d: %v, want %v", network, is, isPort, want, wantPort, got, same)
+						e, a := endpoint{network: network, ip: net.ParseIP(want), port: wantPort}, &net.TCPAddr{IP: net.ParseIP(is), Port: isPort}
+						if got := e.is(a); got != same {
+							t.Errorf("%s: a socket on %v is what %q port %d asks for: %v, want %v", network, a, want, wantPort, got, same)
+						}
+						if got := e.isPartOf(a); got != part {
+							t.Errorf("%s: %q port %d is part of what a socket on %v has: %v, want %v", network, want, wantPort, a, got, part)
 						}
 					}
 				}
@@ -126,7 +132,7 @@ func TestEndpointsExhaustively(t *testing.T) {
 
 func TestAddressesThatAreNoneAreErrors(t *testing.T) {
 	for _, test := range [][2]string{{"tcp", "80"}, {"tcp", ":99999"}, {"tcp", ":no-such-port"}, {"tcp4", "[::1]:80"}, {"udp", "nonsense"}} {
-		if _, err := matcher(test[0], test[1]); err == nil {
+		if _, err := resolve(test[0], test[1]); err == nil {
 			t.Errorf("%s %s: no error", test[0], test[1])
 		}
 	}

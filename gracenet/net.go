@@ -11,23 +11,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log"
 	"net"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
 )
 
-// startTimeout is how long a successor that StartProcess has started may take.
-const startTimeout = time.Minute
-
-// files guards looking for a named file and replacing it; replacing guards replacing
-// the path of a unix socket.
-var files, replacing sync.Mutex
+// files guards looking for a named file and replacing it.
+var files sync.Mutex
 
 // A Net listens. The zero value is ready to use, and all methods may be called
 // from several goroutines. All Nets of a process share what was inherited.
@@ -38,6 +32,12 @@ var files, replacing sync.Mutex
 // "[::]:80") are the same one. Networks tcp4 and tcp6 get sockets of their
 // family only. Each inherited socket is given out once. Those that nobody has
 // asked for are closed when the process says that it is ready.
+//
+// A program that goes over from all addresses of a port to one of them ("127.0.0.1:80")
+// gets the inherited socket, which still accepts on all, as its Addr says, and a line
+// in the log; only a stop makes it less. The other way round the inherited
+// socket is too little, and an error that is syscall.EADDRINUSE says that this change
+// needs a stop.
 type Net struct {
 	// ListenConfig is used for sockets that are opened here. Inherited ones are
 	// as the predecessor has opened them.
@@ -48,8 +48,10 @@ type Net struct {
 // "tcp6", "unix" or "unixpacket". An address "systemd:NAME" is the first socket
 // from systemd with this FileDescriptorName=, whatever network it is of.
 //
-// A unix socket's file stays over restarts and is removed by the last process;
-// one that a killed process has left behind is replaced.
+// A unix socket's file stays over restarts and is removed by the last process.
+// One that a killed process has left behind is replaced, and so is an inherited
+// socket, by a new one, if its path no longer leads to it: the file was removed, or
+// replaced by another's.
 func (n *Net) Listen(network, address string) (net.Listener, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6", "unix", "unixpacket":
@@ -107,9 +109,21 @@ func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener
 }
 
 // ListenPacket is net.ListenPacket for "udp", "udp4", "udp6" and "unixgram".
-// Successors share the socket from their start on: until this process closes its
-// own, each datagram reaches one of them. A unixgram connection embeds *net.UnixConn,
-// and is not one itself: closing it removes its path.
+// A unixgram connection embeds *net.UnixConn, and is not one itself: closing it
+// removes its path.
+//
+// The generations share the socket: from the successor's first ReadFrom until this
+// process's last one, each datagram reaches one of them, which need not be the one
+// that has answered the client before. To lose none, end in this order, once
+// grace.Wait has returned: SetReadDeadline(time.Now()) ends reading, and what has not
+// been read is the successor's; wait for the handlers, which may still write; then
+// Close. The example does so.
+//
+// That is enough where each datagram can be answered by itself, as with DNS. QUIC and
+// DTLS have connections whose keys are in one process: the other drops their datagrams,
+// and a QUIC server may answer them with a stateless reset. Such a server has to pass
+// them on by connection ID to the process that has the connection, or let each
+// generation listen on a socket of its own.
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
 	switch network {
 	case "udp", "udp4", "udp6", "unixgram":
@@ -168,74 +182,112 @@ func (n *Net) File(name string) (*os.File, error) {
 }
 
 // StartProcess starts a successor with all sockets and files of this process,
-// and returns its process id at once. When the successor is ready this process
-// gets SIGTERM, unless it runs grace.Wait or gracehttp.Serve, which take care of
-// that themselves. If the successor ends before it is ready, or is not ready within a
-// minute, it is killed and the reason is logged to the standard logger.
+// and returns its process id at once. Where grace.Wait or gracehttp.Serve runs, that owns
+// the restart: it is one like any other, and a failure is logged there.
+//
+// A program that runs neither decides by itself what becomes of its sockets, and when it
+// ends. It gets SIGTERM when the successor is ready: from the successor itself if that
+// tells its parent, as programs do that were written for facebookgo/grace, or from here if
+// it calls grace.CloseParent or serves with Wait or Serve. If the successor ends before
+// that, the standard logger gets a line.
 func (n *Net) StartProcess() (int, error) {
-	s, err := handoff.Self().Start(nil)
+	g := handoff.Self()
+	request := &handoff.Request{Started: make(chan int, 1), Outcome: make(chan handoff.Outcome, 1)}
+	if g.Ask(request) {
+		select {
+		case pid := <-request.Started:
+			return pid, nil
+		case outcome := <-request.Outcome:
+			return outcome.Pid, outcome.Err
+		}
+	}
+	pid, err := g.StartAlone()
 	if err != nil {
 		return 0, fmt.Errorf("gracenet: %w", err)
 	}
-	go func() {
-		if err := s.HandOver(startTimeout); err != nil {
-			log.Printf("restart failed: %v; still serving with pid %d", err, os.Getpid())
-		}
-	}()
-	return s.Pid, nil
+	return pid, nil
 }
 
 // socket returns an inherited socket, or opens one.
 func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socket, error) {
 	g := handoff.Self()
-	if err := g.Err(); err != nil {
-		return nil, listenError(network, address, fmt.Errorf("inheriting sockets: %w", err))
+	if g.Err != nil {
+		return nil, listenError(network, address, fmt.Errorf("inheriting sockets: %w", g.Err))
+	}
+	take := func(match func(*handoff.Socket) bool) *handoff.Socket {
+		return g.Take(func(s *handoff.Socket) bool { return s.Kind == kind && match(s) })
 	}
 
 	// By name.
 	if name, ok := strings.CutPrefix(address, "systemd:"); ok {
-		s := g.Take(func(s *handoff.Socket) bool { return s.Kind == kind && s.Name == name })
+		s := take(func(s *handoff.Socket) bool { return s.Name == name })
 		if s == nil {
 			return nil, listenError(network, address, fmt.Errorf("no %s of this name was handed over: %w", kind, fs.ErrNotExist))
 		}
 		return s, nil
 	}
 	// By what was asked for.
-	s := g.Take(func(s *handoff.Socket) bool {
-		return s.Kind == kind && s.Network == network && s.Address == address
+	s := take(func(s *handoff.Socket) bool {
+		return s.Network == network && s.Address == address && reachable(s)
 	})
 	if s != nil {
 		return s, nil
 	}
 	// By what it is bound to.
-	matches, err := matcher(network, address)
+	e, err := resolve(network, address)
 	if err != nil {
 		return nil, listenError(network, address, err)
 	}
-	s = g.Take(func(s *handoff.Socket) bool { return s.Kind == kind && matches(s.Addr()) })
+	s = take(func(s *handoff.Socket) bool { return e.is(s.Addr()) && reachable(s) })
 	if s != nil {
 		return s, nil
 	}
 
 	// A new one.
 	s = &handoff.Socket{Kind: kind, Network: network, Address: address}
-	if err := n.open(s); err != nil {
+	err = n.open(s)
+	if err == nil {
+		g.Add(s)
+		return s, nil
+	}
+	if !errors.Is(err, syscall.EADDRINUSE) {
 		return nil, err
 	}
-	g.Add(s)
-	return s, nil
+	// One that has more than was asked for: as long as it is open, here or in the
+	// predecessor, the system lets nobody have less.
+	s = take(func(s *handoff.Socket) bool { return e.isPartOf(s.Addr()) && !(e.isIPv4() && onlyIPv6(s)) })
+	if s != nil {
+		g.Logf("listening on all of %v, as inherited, instead of %s: to have less of it needs a stop", s.Addr(), address)
+		return s, nil
+	}
+	var other net.Addr
+	take(func(s *handoff.Socket) bool {
+		if e.samePort(s.Addr()) {
+			other = s.Addr()
+		}
+		return false
+	})
+	if other != nil {
+		err = listenError(network, address, fmt.Errorf("%w by the inherited socket on %v, which does not serve for that: "+
+			"this change needs a stop", syscall.EADDRINUSE, other))
+	}
+	return nil, err
 }
 
-// open opens the socket, in place of a unix socket that nobody listens on any
-// more if need be.
+// open opens the socket, in place of a unix socket that nobody has any more if
+// need be.
 func (n *Net) open(s *handoff.Socket) error {
-	if strings.HasPrefix(s.Network, "unix") {
-		replacing.Lock()
-		defer replacing.Unlock()
+	if !strings.HasPrefix(s.Network, "unix") {
+		return n.listen(s)
 	}
+	replacing.Lock()
+	defer replacing.Unlock()
 	err := n.listen(s)
-	if errors.Is(err, syscall.EADDRINUSE) && strings.HasPrefix(s.Network, "unix") && removeStale(s.Network, s.Address) {
+	if errors.Is(err, syscall.EADDRINUSE) && removeStale(s.Address) {
 		err = n.listen(s)
+	}
+	if err == nil {
+		remember(s.Address)
 	}
 	return err
 }
@@ -255,95 +307,6 @@ func (n *Net) listen(s *handoff.Socket) error {
 	return err
 }
 
-// removeStale removes the file of a unix socket that refuses connections, and
-// reports whether it did. One that accepts them is somebody's.
-func removeStale(network, path string) bool {
-	before, err := os.Lstat(path)
-	if err != nil || before.Mode()&fs.ModeSocket == 0 {
-		return false
-	}
-	if !refuses(network, path) {
-		return false
-	}
-	time.Sleep(10 * time.Millisecond) // another process may have bound it, and be about to listen
-	if !refuses(network, path) {
-		return false
-	}
-	// Another process may have replaced it meanwhile.
-	after, err := os.Lstat(path)
-	return err == nil && os.SameFile(before, after) && os.Remove(path) == nil
-}
-
-func refuses(network, path string) bool {
-	c, err := net.Dial(network, path)
-	if err == nil {
-		c.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
-}
-
-// matcher returns a function that reports whether a socket bound to an address
-// serves for the one asked for.
-func matcher(network, address string) (func(net.Addr) bool, error) {
-	switch network {
-	case "tcp", "tcp4", "tcp6":
-		want, err := net.ResolveTCPAddr(network, address)
-		if err != nil {
-			return nil, err
-		}
-		return func(a net.Addr) bool {
-			is, ok := a.(*net.TCPAddr)
-			return ok && sameEndpoint(network, want.IP, is.IP, want.Port, is.Port, want.Zone, is.Zone)
-		}, nil
-	case "udp", "udp4", "udp6":
-		want, err := net.ResolveUDPAddr(network, address)
-		if err != nil {
-			return nil, err
-		}
-		return func(a net.Addr) bool {
-			is, ok := a.(*net.UDPAddr)
-			return ok && sameEndpoint(network, want.IP, is.IP, want.Port, is.Port, want.Zone, is.Zone)
-		}, nil
-	default:
-		return func(a net.Addr) bool {
-			is, ok := a.(*net.UnixAddr)
-			return ok && address != "" && is.Net == network && is.Name == address
-		}, nil
-	}
-}
-
-// sameEndpoint reports whether a socket bound to is serves for want, which was
-// asked for on this network.
-func sameEndpoint(network string, want, is net.IP, wantPort, isPort int, wantZone, isZone string) bool {
-	if wantPort == 0 || wantPort != isPort {
-		return false
-	}
-	isV4 := is.To4() != nil
-	if strings.HasSuffix(network, "4") && !isV4 || strings.HasSuffix(network, "6") && isV4 {
-		return false
-	}
-	if len(want) == 0 || want.IsUnspecified() {
-		return is.IsUnspecified()
-	}
-	return want.Equal(is) && wantZone == isZone
-}
-
 func listenError(network, address string, err error) error {
 	return &net.OpError{Op: "listen", Net: network, Err: fmt.Errorf("%s: %w", address, err)}
-}
-
-// A unixgramConn removes its path when it is closed, unless a successor has it.
-type unixgramConn struct {
-	*net.UnixConn
-	socket *handoff.Socket
-}
-
-func (c *unixgramConn) Close() error {
-	if path := c.LocalAddr().String(); path != "" && path[0] != '@' && !c.socket.LeavesPath() {
-		// As net.UnixListener does: first the path, then the socket.
-		if raw, err := c.SyscallConn(); err == nil && raw.Control(func(uintptr) {}) == nil {
-			os.Remove(path)
-		}
-	}
-	return c.UnixConn.Close()
 }

@@ -562,6 +562,30 @@ func TestBusyUnixPathIsInUse(t *testing.T) {
 	}
 }
 
+// Between bind and listen a socket refuses connections, and is somebody's all the same.
+func TestPathThatIsBoundButNotListenedOnIsInUse(t *testing.T) {
+	for _, typ := range []int{syscall.SOCK_STREAM, syscall.SOCK_SEQPACKET, syscall.SOCK_DGRAM} {
+		for _, o := range openers {
+			path := filepath.Join(t.TempDir(), "s")
+			fd, err := syscall.Socket(syscall.AF_UNIX, typ, 0)
+			if err != nil {
+				t.Skip(err)
+			}
+			if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}); err != nil {
+				t.Fatal(err)
+			}
+			var n gracenet.Net
+			if c, err := o.open(&n, path); !errors.Is(err, syscall.EADDRINUSE) {
+				if err == nil {
+					c.Close()
+				}
+				t.Errorf("type %d by %s: %v, want EADDRINUSE", typ, o.network, err)
+			}
+			syscall.Close(fd)
+		}
+	}
+}
+
 func TestWhatIsNoSocketIsNotReplaced(t *testing.T) {
 	dir := t.TempDir()
 	file, link, directory := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, "directory")

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -212,6 +213,117 @@ func TestUnixPathsOfAKilledProcessAreReplaced(t *testing.T) {
 	}
 }
 
+// A socket whose path leads nowhere, or to another's, is not what was asked for.
+func TestUnixPathThatNoLongerLeadsToItsSocketIsBoundAnew(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
+		for name, lose := range map[string]func(t *testing.T, path string){
+			"removed": func(*testing.T, string) {},
+			"left behind by another": func(t *testing.T, path string) {
+				leaveBehind(t, network, path)
+			},
+		} {
+			t.Run(network+" "+name, func(t *testing.T) {
+				t.Parallel()
+				path := filepath.Join(t.TempDir(), "s")
+				s, p := start(t, driver.NewFaults(t), network+"="+path)
+				p = restart(t, s, p, 2) // which has inherited what it passes on
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				lose(t, path)
+				p = restart(t, s, p, 3)
+				answeredBy(t, p, network, path) // and its predecessor has left it alone
+				before := inode(t, path)
+				p = restart(t, s, p, 4)
+				answeredBy(t, p, network, path)
+				if !os.SameFile(before, inode(t, path)) {
+					t.Error("it was bound anew though nothing was wrong with it")
+				}
+				p.Signal(syscall.SIGTERM)
+				p.WaitExit(0)
+				if exists(path) {
+					t.Error("the last process has left the file behind")
+				}
+			})
+		}
+		t.Run(network+" taken by another", func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "s")
+			s, p := start(t, driver.NewFaults(t), network+"="+path)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			_, other := start(t, driver.NewFaults(t), network+"="+path)
+			p.Signal(syscall.SIGUSR2)
+			s.Line(`listen ` + network + `.* address already in use`)
+			s.Line(fmt.Sprintf("restart failed: .*still serving with pid %d", p.Pid))
+			answeredBy(t, other, network, path)
+		})
+	}
+}
+
+// A new version's configuration may have another address for the same port.
+func TestOneAddressInsteadOfAllIsServedByTheInheritedSocket(t *testing.T) {
+	t.Parallel()
+	networks := map[string]string{"tcp": ":0", "tcp4": "0.0.0.0:0", "udp": ":0"}
+	for network, all := range networks {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			config := filepath.Join(t.TempDir(), "address")
+			configure := func(address string) {
+				t.Helper()
+				if err := os.WriteFile(config, []byte(address), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			configure(all)
+			s, first := start(t, driver.NewFaults(t), network+"=in:"+config)
+			_, port, _ := net.SplitHostPort(first.Addrs[0])
+			configure("127.0.0.1:" + port)
+			p := first
+			for n := 2; n <= 3; n++ {
+				from := s.Mark()
+				p = restart(t, s, p, n)
+				s.Line(`listening on all of .*:`+port+`, as inherited, instead of 127\.0\.0\.1:`+port, from)
+				if p.Addrs[0] != first.Addrs[0] {
+					t.Errorf("it says that it listens on %s, and the socket is on %s", p.Addrs[0], first.Addrs[0])
+				}
+				answeredBy(t, p, network, "127.0.0.1:"+port)
+			}
+			configure(all)
+			answeredBy(t, restart(t, s, p, 4), network, "127.0.0.1:"+port)
+		})
+	}
+}
+
+func TestAllAddressesInsteadOfOneNeedAStop(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ network, one, other string }{
+		{"tcp", "127.0.0.1:", ":"},
+		{"tcp4", "127.0.0.1:", "0.0.0.0:"},
+		{"udp", "127.0.0.1:", ":"},
+	} {
+		t.Run(test.network, func(t *testing.T) {
+			t.Parallel()
+			config := filepath.Join(t.TempDir(), "address")
+			if err := os.WriteFile(config, []byte(test.one+"0"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, p := start(t, driver.NewFaults(t), test.network+"=in:"+config)
+			_, port, _ := net.SplitHostPort(p.Addrs[0])
+			if err := os.WriteFile(config, []byte(test.other+port), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p.Signal(syscall.SIGUSR2)
+			s.Line(`listen ` + test.network + `: .*:` + port + `: address already in use by the inherited socket on 127\.0\.0\.1:` + port +
+				`, which does not serve for that: this change needs a stop`)
+			s.Line(fmt.Sprintf("restart failed: .*still serving with pid %d", p.Pid))
+			answeredBy(t, p, test.network, p.Addrs[0])
+		})
+	}
+}
+
 func TestLiveUnixPathOfAnotherProcessIsInUse(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
@@ -307,6 +419,90 @@ func TestDatagramSocketsTravel(t *testing.T) {
 		answeredBy(t, p, "udp", first.Addrs[0])
 		answeredBy(t, p, "unixgram", path)
 	}
+}
+
+// askAll has clients ask by datagrams, never twice, until stop is called; that
+// returns how many questions there were, how many had no answer, and how many
+// processes have answered.
+func askAll(t *testing.T, address string) (stop func() (asked, lost, processes int)) {
+	t.Helper()
+	const clients = 16
+	var asking sync.WaitGroup
+	var mu sync.Mutex
+	var asked, lost int
+	pids := map[string]bool{}
+	stopped := make(chan struct{})
+	for i := range clients {
+		c, err := net.Dial("udp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asking.Add(1)
+		go func() {
+			defer asking.Done()
+			defer c.Close()
+			b := make([]byte, 100)
+			for n := 0; ; n++ {
+				select {
+				case <-stopped:
+					return
+				default:
+				}
+				question := fmt.Sprintf("%d-%d", i, n)
+				c.SetDeadline(time.Now().Add(2 * time.Second)) // what is lost is never answered
+				_, err := c.Write([]byte(question))
+				size := 0
+				if err == nil {
+					size, err = c.Read(b)
+				}
+				answer, pid, _ := strings.Cut(string(b[:size]), " ")
+				mu.Lock()
+				asked++
+				if err != nil || answer != question {
+					lost++
+				} else {
+					pids[pid] = true
+				}
+				mu.Unlock()
+			}
+		}()
+	}
+	return func() (int, int, int) {
+		close(stopped)
+		asking.Wait()
+		return asked, lost, len(pids)
+	}
+}
+
+func TestDatagramsInHandlersAreAnswered(t *testing.T) {
+	t.Parallel()
+	restarts := func(t *testing.T, faults driver.Faults) (asked, lost, processes int) {
+		s := driver.Start(t, "-mode", "udp", "-listen", "127.0.0.1:0", "-faults", string(faults))
+		p := s.Ready(1)
+		stop := askAll(t, p.Addrs[0])
+		for n := 2; n <= 6; n++ {
+			p = restart(t, s, p, n)
+		}
+		return stop()
+	}
+	t.Run("by the recipe", func(t *testing.T) {
+		t.Parallel()
+		asked, lost, processes := restarts(t, driver.NewFaults(t))
+		t.Logf("%d asked, %d lost, %d processes", asked, lost, processes)
+		if lost > 0 || processes < 5 { // the last may have come too late
+			t.Errorf("%d of %d are not answered, %d processes have answered", lost, asked, processes)
+		}
+	})
+	t.Run("not so by closing the socket", func(t *testing.T) {
+		t.Parallel()
+		faults := driver.NewFaults(t)
+		faults.Set(t, "careless")
+		asked, lost, _ := restarts(t, faults)
+		t.Logf("%d asked, %d lost", asked, lost)
+		if lost == 0 {
+			t.Errorf("all of %d are answered: the other test proves nothing", asked)
+		}
+	})
 }
 
 func TestWhatWasNeverAskedForIsClosedWhenReady(t *testing.T) {

@@ -1,5 +1,5 @@
 // Package accept lets a listener stop accepting for a while, or for good, and
-// keeps the book of the connections that it has accepted.
+// keeps a list of the connections that it has open.
 package accept
 
 import (
@@ -11,30 +11,26 @@ import (
 	"time"
 )
 
-// Closing is held while a listener is closed, and by those who call its
-// SetUnlinkOnClose, which net.UnixListener does not guard.
-var Closing sync.Mutex
-
-// A Gate stands before a listener's Accept. It opens again after Pause, which
-// a closed listener never could: that is what lets a process take over again
+// A Listener accepts from a listening socket. It accepts again after Pause, which
+// a closed socket never could: that is what lets a process take over again
 // from a successor that failed.
-type Gate struct {
-	listener net.Listener
+type Listener struct {
+	socket net.Listener
 
 	mu        sync.Mutex // guards what follows
 	changed   sync.Cond  // paused, ended or accepting has changed
 	paused    bool       // Accept waits
 	pauses    int        // how often
 	ended     bool       // Accept fails
-	closed    bool       // so is the listener
+	closed    bool       // so is the socket
 	accepting int        // calls of Accept that may still bring a connection
-	open      int        // entries in the book
+	open      int        // entries in the list, from the oldest to the newest
 	oldest    *Entry
 	newest    *Entry
 	empty     chan struct{} // closed when nothing is open or on its way; nil: nobody waits
 }
 
-// An Entry is the book's line for one connection. Embed it in the connection.
+// An Entry is one connection in the list. Embed it in the connection.
 type Entry struct {
 	Conn any // whatever the owner wants to find by it
 
@@ -43,92 +39,92 @@ type Entry struct {
 	listed     bool
 }
 
-// Since returns when the connection was entered.
+// Since returns when the connection was listed.
 func (e *Entry) Since() time.Time { return e.since }
 
-// New returns an open gate before l.
-func New(l net.Listener) *Gate {
-	g := &Gate{listener: l}
-	g.changed.L = &g.mu
-	return g
+// New returns a Listener that accepts from socket.
+func New(socket net.Listener) *Listener {
+	l := &Listener{socket: socket}
+	l.changed.L = &l.mu
+	return l
 }
 
-// Accept waits for a connection. While the gate is paused it waits for Resume;
-// when it is ended or closed it returns net.ErrClosed. The caller must enter each
+// Accept waits for a connection. While the listener is paused it waits for Resume;
+// when it is ended or closed it returns net.ErrClosed. The caller must list each
 // connection that it gets with Admit: until then it counts as on its way.
-func (g *Gate) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) {
 	for {
-		g.mu.Lock()
-		for g.paused && !g.ended {
-			g.changed.Wait()
+		l.mu.Lock()
+		for l.paused && !l.ended {
+			l.changed.Wait()
 		}
-		if g.ended {
-			g.mu.Unlock()
+		if l.ended {
+			l.mu.Unlock()
 			return nil, net.ErrClosed
 		}
-		g.accepting++
-		pauses := g.pauses
-		g.mu.Unlock()
+		l.accepting++
+		pauses := l.pauses
+		l.mu.Unlock()
 
-		c, err := g.listener.Accept()
+		c, err := l.socket.Accept()
 		if err == nil {
 			return c, nil
 		}
 
-		g.mu.Lock()
-		g.accepted()
+		l.mu.Lock()
+		l.accepted()
 		// A pause may be over by the time that it shows here.
-		ours := pauses != g.pauses && errors.Is(err, os.ErrDeadlineExceeded)
-		again := (g.paused || ours) && !g.ended
-		if g.ended {
+		ours := pauses != l.pauses && errors.Is(err, os.ErrDeadlineExceeded)
+		again := (l.paused || ours) && !l.ended
+		if l.ended {
 			err = net.ErrClosed
 		}
-		g.mu.Unlock()
+		l.mu.Unlock()
 		if !again {
 			return nil, err
 		}
 	}
 }
 
-// Admit enters a connection that Accept has returned.
-func (g *Gate) Admit(e *Entry) {
-	g.mu.Lock()
-	g.add(e)
-	g.accepted()
-	g.mu.Unlock()
+// Admit lists a connection that Accept has returned.
+func (l *Listener) Admit(e *Entry) {
+	l.mu.Lock()
+	l.add(e)
+	l.accepted()
+	l.mu.Unlock()
 }
 
-func (g *Gate) accepted() {
-	g.accepting--
-	if g.paused {
-		g.changed.Broadcast()
+func (l *Listener) accepted() {
+	l.accepting--
+	if l.paused {
+		l.changed.Broadcast()
 	}
-	g.checkEmpty()
+	l.checkEmpty()
 }
 
-// Add enters a connection that came by another way than Accept.
-func (g *Gate) Add(e *Entry) {
-	g.mu.Lock()
-	g.add(e)
-	g.mu.Unlock()
+// Add lists a connection that came by another way than Accept.
+func (l *Listener) Add(e *Entry) {
+	l.mu.Lock()
+	l.add(e)
+	l.mu.Unlock()
 }
 
-func (g *Gate) add(e *Entry) {
+func (l *Listener) add(e *Entry) {
 	e.since, e.listed = time.Now(), true
-	e.prev = g.newest
+	e.prev = l.newest
 	if e.prev != nil {
 		e.prev.next = e
 	} else {
-		g.oldest = e
+		l.oldest = e
 	}
-	g.newest = e
-	g.open++
+	l.newest = e
+	l.open++
 }
 
-// Remove strikes a connection out, and reports whether it was still in.
-func (g *Gate) Remove(e *Entry) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+// Remove takes a connection off the list, and reports whether it was on it.
+func (l *Listener) Remove(e *Entry) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if !e.listed {
 		return false
 	}
@@ -136,120 +132,138 @@ func (g *Gate) Remove(e *Entry) bool {
 	if e.prev != nil {
 		e.prev.next = e.next
 	} else {
-		g.oldest = e.next
+		l.oldest = e.next
 	}
 	if e.next != nil {
 		e.next.prev = e.prev
 	} else {
-		g.newest = e.prev
+		l.newest = e.prev
 	}
 	e.prev, e.next = nil, nil
-	g.open--
-	g.checkEmpty()
+	l.open--
+	l.checkEmpty()
 	return true
 }
 
-// Active returns how many connections are open, and since when the oldest is.
-func (g *Gate) Active() (open int, oldest time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.oldest != nil {
-		oldest = g.oldest.since
+// Count returns how many connections are open, and since when the oldest is.
+func (l *Listener) Count() (c Count) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.oldest != nil {
+		c.Oldest = l.oldest.since
 	}
-	return g.open, oldest
+	c.Open = l.open
+	return c
 }
 
-// Entries returns those that are in the book now.
-func (g *Gate) Entries() []*Entry {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	all := make([]*Entry, 0, g.open)
-	for e := g.oldest; e != nil; e = e.next {
+// Entries returns those that are listed now.
+func (l *Listener) Entries() []*Entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := make([]*Entry, 0, l.open)
+	for e := l.oldest; e != nil; e = e.next {
 		all = append(all, e)
 	}
 	return all
 }
 
-// Pause stops accepting without closing the listener, which goes on queueing
-// connections in the kernel. It reports whether the listener can be paused:
-// one without SetDeadline cannot be called back from its Accept. When Pause
-// returns true, all that was accepted is in the book.
-func (g *Gate) Pause() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.pause() {
+// Pause stops accepting without closing the socket, which goes on queueing
+// connections in the kernel. It reports whether that is possible: one without
+// SetDeadline cannot be called back from its Accept. When Pause returns true, all
+// that was accepted is listed.
+func (l *Listener) Pause() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.pause() {
 		return false
 	}
-	for g.paused && g.accepting > 0 && !g.ended {
-		g.changed.Wait()
+	for l.paused && l.accepting > 0 && !l.ended {
+		l.changed.Wait()
 	}
 	return true
 }
 
-func (g *Gate) pause() bool {
-	l, ok := g.listener.(interface{ SetDeadline(time.Time) error })
-	if ok && !g.closed {
-		g.paused = true
-		g.pauses++
-		l.SetDeadline(time.Unix(1, 0))
+func (l *Listener) pause() bool {
+	d, ok := l.socket.(interface{ SetDeadline(time.Time) error })
+	if ok && !l.closed {
+		l.paused = true
+		l.pauses++
+		d.SetDeadline(time.Unix(1, 0))
 	}
 	return ok
 }
 
 // End stops accepting as Pause does, and lets Accept return net.ErrClosed.
-func (g *Gate) End() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.pause()
-	g.ended = true
-	g.changed.Broadcast()
+func (l *Listener) End() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pause()
+	l.ended = true
+	l.changed.Broadcast()
 }
 
-// Resume accepts again after Pause.
-func (g *Gate) Resume() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if l, ok := g.listener.(interface{ SetDeadline(time.Time) error }); ok && !g.ended {
-		l.SetDeadline(time.Time{})
-		g.paused = false
-		g.changed.Broadcast()
+// Resume accepts again after Pause, and reports whether that is possible.
+func (l *Listener) Resume() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d, ok := l.socket.(interface{ SetDeadline(time.Time) error })
+	if !ok || l.ended {
+		return false
 	}
+	err := d.SetDeadline(time.Time{})
+	l.paused = false
+	l.changed.Broadcast()
+	return err == nil // else somebody has closed it
 }
 
-// Reopen makes a pause of an end.
-func (g *Gate) Reopen() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.ended = g.closed
+// Reopen makes a pause of an end. A closed listener stays closed.
+func (l *Listener) Reopen() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = l.closed
 }
 
-// Close closes the listener and ends every Accept, those that are waiting for
+// Close closes the socket and ends every Accept, those that are waiting for
 // Resume too. It does not wait for connections. Only the first call closes;
 // later ones return nil.
-func (g *Gate) Close() error {
-	g.mu.Lock()
-	first := !g.closed
-	g.ended, g.closed = true, true
-	g.changed.Broadcast()
-	g.mu.Unlock()
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	first := !l.closed
+	l.ended, l.closed = true, true
+	l.changed.Broadcast()
+	l.mu.Unlock()
 	if !first {
 		return nil
 	}
-	Closing.Lock()
-	defer Closing.Unlock()
-	return g.listener.Close()
+	unlinkMu.Lock()
+	defer unlinkMu.Unlock()
+	return l.socket.Close()
 }
 
-// Wait waits until no connection is open and, the gate being paused or closed,
-// none can come in any more. It returns ctx.Err() if that ends first.
-func (g *Gate) Wait(ctx context.Context) error {
-	g.mu.Lock()
-	if g.empty == nil {
-		g.empty = make(chan struct{})
+// unlinkMu guards what net.UnixListener does not: SetUnlinkOnClose, and Close which
+// looks at it.
+var unlinkMu sync.Mutex
+
+// SetUnlinkOnClose says whether closing a socket removes its path, if it has one and
+// the method of (*net.UnixListener). It may be called while a Listener is closed.
+func SetUnlinkOnClose(socket any, unlink bool) {
+	if u, ok := socket.(interface{ SetUnlinkOnClose(bool) }); ok {
+		unlinkMu.Lock()
+		defer unlinkMu.Unlock()
+		u.SetUnlinkOnClose(unlink)
 	}
-	empty := g.empty
-	g.checkEmpty()
-	g.mu.Unlock()
+}
+
+// Wait waits until no connection is open and, the listener being paused or closed,
+// none can come in any more. It returns ctx.Err() if that ends first.
+func (l *Listener) Wait(ctx context.Context) error {
+	l.mu.Lock()
+	if l.empty == nil {
+		l.empty = make(chan struct{})
+	}
+	empty := l.empty
+	l.checkEmpty()
+	l.mu.Unlock()
 
 	select {
 	case <-empty:
@@ -265,10 +279,10 @@ func (g *Gate) Wait(ctx context.Context) error {
 }
 
 // checkEmpty tells those that wait if the last connection is gone. The caller
-// holds g.mu.
-func (g *Gate) checkEmpty() {
-	if g.empty != nil && g.open == 0 && g.accepting == 0 {
-		close(g.empty)
-		g.empty = nil
+// holds l.mu.
+func (l *Listener) checkEmpty() {
+	if l.empty != nil && l.open == 0 && l.accepting == 0 {
+		close(l.empty)
+		l.empty = nil
 	}
 }

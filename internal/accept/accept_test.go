@@ -30,8 +30,8 @@ func within(t *testing.T, what string, f func()) {
 	}
 }
 
-// listen returns a gate before a listener on a free port.
-func listen(t *testing.T) (*Gate, *net.TCPListener) {
+// listen returns a listener on a free port.
+func listen(t *testing.T) (*Listener, *net.TCPListener) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -57,7 +57,7 @@ type accepted struct {
 }
 
 // acceptOne calls Accept, and Admit for what it brings.
-func acceptOne(g *Gate) <-chan accepted {
+func acceptOne(g *Listener) <-chan accepted {
 	result := make(chan accepted, 1)
 	go func() {
 		c, err := g.Accept()
@@ -120,7 +120,7 @@ func (l *fakeListener) SetDeadline(d time.Time) error {
 // A plainListener has no more than net.Listener asks for.
 type plainListener struct{ net.Listener }
 
-func TestPausedGateLeavesConnectionsToTheKernel(t *testing.T) {
+func TestPausedListenerLeavesConnectionsToTheKernel(t *testing.T) {
 	g, l := listen(t)
 	waiting := acceptOne(g)
 	if !g.Pause() {
@@ -132,11 +132,11 @@ func TestPausedGateLeavesConnectionsToTheKernel(t *testing.T) {
 	}
 	select {
 	case a := <-waiting:
-		t.Fatalf("Accept returned %v, %v while the gate was paused", a.conn, a.err)
+		t.Fatalf("Accept returned %v, %v while the listener was paused", a.conn, a.err)
 	default:
 	}
-	if open, oldest := g.Active(); open != 0 || !oldest.IsZero() {
-		t.Fatalf("%d connections are in the book of a paused gate, the oldest since %v", open, oldest)
+	if c := g.Count(); c.Open != 0 || !c.Oldest.IsZero() {
+		t.Fatalf("%d connections are listed of a paused listener, the oldest since %v", c.Open, c.Oldest)
 	}
 
 	g.Resume()
@@ -173,21 +173,21 @@ func TestPauseWaitsForConnectionsOnTheirWay(t *testing.T) {
 	l.conns <- ours
 	c := receive(t, "Accept", accepted)
 
-	inBook := make(chan int, 1)
+	listed := make(chan int, 1)
 	go func() {
 		g.Pause()
-		open, _ := g.Active()
-		inBook <- open
+		open := g.Count().Open
+		listed <- open
 	}()
 	receive(t, "Pause's SetDeadline", l.deadlines)
 	select {
-	case n := <-inBook:
-		t.Fatalf("Pause has returned with %d connections in the book, before the one that was accepted is", n)
+	case n := <-listed:
+		t.Fatalf("Pause has returned with %d connections listed, before the one that was accepted is", n)
 	default:
 	}
 	g.Admit(&Entry{Conn: c})
-	if n := receive(t, "Pause", inBook); n != 1 {
-		t.Errorf("%d connections in the book after Pause, want 1", n)
+	if n := receive(t, "Pause", listed); n != 1 {
+		t.Errorf("%d connections listed after Pause, want 1", n)
 	}
 }
 
@@ -243,12 +243,12 @@ func TestEndWakesAcceptThatWaitsForResume(t *testing.T) {
 func TestCloseEndsEveryAccept(t *testing.T) {
 	for _, test := range []struct {
 		name    string
-		prepare func(*Gate)
+		prepare func(*Listener)
 	}{
-		{"open", func(*Gate) {}},
-		{"paused", func(g *Gate) { g.Pause() }},
-		{"ended", (*Gate).End},
-		{"resumed", func(g *Gate) { g.Pause(); g.Resume() }},
+		{"open", func(*Listener) {}},
+		{"paused", func(g *Listener) { g.Pause() }},
+		{"ended", (*Listener).End},
+		{"resumed", func(g *Listener) { g.Pause(); g.Resume() }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g, l := listen(t)
@@ -266,7 +266,7 @@ func TestCloseEndsEveryAccept(t *testing.T) {
 				c.Close()
 				t.Error("the listener is still open after Close")
 			}
-			within(t, "Pause, End, Reopen and Resume of a closed gate", func() {
+			within(t, "Pause, End, Reopen and Resume of a closed listener", func() {
 				g.Pause()
 				g.End()
 				g.Reopen()
@@ -369,7 +369,7 @@ func TestWaitEndsWithTheLastConnection(t *testing.T) {
 	for _, e := range entries {
 		left.Add(-1)
 		if !g.Remove(e) {
-			t.Error("Remove reports that a connection was not in the book")
+			t.Error("Remove reports that a connection was not listed")
 		}
 	}
 	within(t, "Wait", done.Wait)
@@ -385,7 +385,7 @@ func TestWaitIsBoundedByItsContext(t *testing.T) {
 	if err := g.Wait(ctx); err != context.DeadlineExceeded {
 		t.Errorf("Wait returned %v, want context.DeadlineExceeded", err)
 	}
-	// It has not given the book up.
+	// It has not given the list up.
 	waited := make(chan error, 1)
 	go func() { waited <- g.Wait(context.Background()) }()
 	g.Remove(e)
@@ -402,15 +402,15 @@ func TestRemoveTwiceCountsOnce(t *testing.T) {
 	if !g.Remove(a) || g.Remove(a) {
 		t.Error("Remove does not report true the first time and false the second")
 	}
-	if open, _ := g.Active(); open != 1 {
+	if open := g.Count().Open; open != 1 {
 		t.Errorf("%d connections are open, want 1", open)
 	}
 	if g.Remove(&Entry{}) {
-		t.Error("Remove reports true for a connection that never was in the book")
+		t.Error("Remove reports true for a connection that never was listed")
 	}
 }
 
-func TestBookKeepsTheOrderOfArrival(t *testing.T) {
+func TestListKeepsTheOrderOfArrival(t *testing.T) {
 	g, _ := listen(t)
 	var entries []*Entry
 	for i := range 5 {
@@ -429,7 +429,8 @@ func TestBookKeepsTheOrderOfArrival(t *testing.T) {
 				t.Fatalf("entry %d is connection %v, want %v", i, got[i].Conn, want[i].Conn)
 			}
 		}
-		open, oldest := g.Active()
+		count := g.Count()
+		open, oldest := count.Open, count.Oldest
 		if open != len(want) {
 			t.Errorf("%d connections are open, want %d", open, len(want))
 		}
@@ -512,9 +513,9 @@ func TestNoConnectionIsLostOrUncountedBetweenPauses(t *testing.T) {
 				g.End()
 			} else {
 				g.Pause()
-				// No connection leaves the book here.
-				if open, _ := g.Active(); int32(open) != l.accepted.Load() {
-					t.Errorf("after Pause %d connections are in the book, of %d accepted", open, l.accepted.Load())
+				// No connection leaves the list here.
+				if open := g.Count().Open; int32(open) != l.accepted.Load() {
+					t.Errorf("after Pause %d connections are listed, of %d accepted", open, l.accepted.Load())
 				}
 			}
 			g.Reopen()
@@ -544,8 +545,8 @@ func TestNoConnectionIsLostOrUncountedBetweenPauses(t *testing.T) {
 	within(t, "the clients", dialing.Wait)
 	close(stop)
 	within(t, "the controller", controlling.Wait)
-	if open, _ := g.Active(); open != clients*each {
-		t.Errorf("%d connections are in the book, want %d", open, clients*each)
+	if open := g.Count().Open; open != clients*each {
+		t.Errorf("%d connections are listed, want %d", open, clients*each)
 	}
 
 	waited := make(chan error, 1)
@@ -562,7 +563,7 @@ func TestNoConnectionIsLostOrUncountedBetweenPauses(t *testing.T) {
 }
 
 // isClosed tells End from Close, which look alike to Accept.
-func (g *Gate) isClosed() bool {
+func (g *Listener) isClosed() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.closed
@@ -623,8 +624,8 @@ func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
 		g.Close()
 		within(t, "Accept after Close", acceptors.Wait)
 		within(t, "Wait after Close", func() { g.Wait(context.Background()) })
-		if open, _ := g.Active(); open != 0 {
-			t.Fatalf("%d connections are in the book after all were removed", open)
+		if open := g.Count().Open; open != 0 {
+			t.Fatalf("%d connections are listed after all were removed", open)
 		}
 	}
 }

@@ -5,4 +5,4 @@ package accept
 import "net"
 
 // Backlog returns nothing: what is completed cannot be told from what is not.
-func (g *Gate) Backlog() (conns []net.Conn) { return nil }
+func (l *Listener) Backlog() (conns []net.Conn) { return nil }

@@ -9,24 +9,24 @@ import (
 )
 
 // Backlog returns the connections that the kernel has completed and nobody has
-// accepted. It does not wait. The gate should be paused.
-func (g *Gate) Backlog() (conns []net.Conn) {
-	l, ok := g.listener.(syscall.Conn)
+// accepted. It does not wait. The listener should be paused.
+func (l *Listener) Backlog() (conns []net.Conn) {
+	socket, ok := l.socket.(syscall.Conn)
 	if !ok {
 		return nil
 	}
-	raw, err := l.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return nil
 	}
 	for {
 		fd, err := -1, error(nil)
-		raw.Control(func(l uintptr) { // not called when the listener is closed
+		raw.Control(func(socket uintptr) { // not called when the listener is closed
 			// One that shares the socket may have made it blocking.
-			syscall.SetNonblock(int(l), true)
+			syscall.SetNonblock(int(socket), true)
 			syscall.ForkLock.RLock()
 			defer syscall.ForkLock.RUnlock()
-			if fd, _, err = syscall.Accept(int(l)); err == nil {
+			if fd, _, err = syscall.Accept(int(socket)); err == nil {
 				syscall.CloseOnExec(fd)
 			}
 		})

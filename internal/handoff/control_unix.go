@@ -22,6 +22,15 @@ type control struct {
 	conn *net.UnixConn
 
 	mu sync.Mutex // one message at a time
+
+	posting sync.Once
+	posted  chan post
+}
+
+// A post is a message that nobody waits for.
+type post struct {
+	message []byte
+	sent    chan<- struct{} // closed instead, if not nil
 }
 
 // newUnixConn takes the descriptor of a connected unix socket over.
@@ -44,12 +53,8 @@ func newUnixConn(fd int) (*net.UnixConn, error) {
 	return uc, nil
 }
 
-func newControl(fd int) (*control, error) {
-	c, err := newUnixConn(fd)
-	if err != nil {
-		return nil, err
-	}
-	return &control{conn: c}, nil
+func newControl(c *net.UnixConn) *control {
+	return &control{conn: c, posted: make(chan post, 64)}
 }
 
 // controlPair returns our end of a new socket pair, and the descriptor of the
@@ -65,12 +70,12 @@ func controlPair() (*control, int, error) {
 	if err != nil {
 		return nil, 0, os.NewSyscallError("socketpair", err)
 	}
-	c, err := newControl(fds[0])
+	c, err := newUnixConn(fds[0])
 	if err != nil {
 		syscall.Close(fds[1])
 		return nil, 0, err
 	}
-	return c, fds[1], nil
+	return newControl(c), fds[1], nil
 }
 
 // send writes one message; the descriptors stay the caller's.
@@ -89,6 +94,51 @@ func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int
 	if len(fds) > 0 {
 		rights = syscall.UnixRights(fds...)
 	}
+	return c.write(timeout, b, rights)
+}
+
+// post sends a message, in the order of the calls, without waiting for a peer that does
+// not read: one that has left many unread does not get any more.
+func (c *control) post(k kind, body any) {
+	if b, err := encode(k, body, 0); err == nil {
+		c.enqueue(post{message: b})
+	}
+}
+
+// flush waits until all that was posted is sent, or the timeout is over.
+func (c *control) flush(timeout time.Duration) {
+	sent := make(chan struct{})
+	if c.enqueue(post{sent: sent}) {
+		select {
+		case <-sent:
+		case <-time.After(timeout):
+		}
+	}
+}
+
+func (c *control) enqueue(p post) bool {
+	c.posting.Do(func() { go c.sendPosted() })
+	select {
+	case c.posted <- p:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *control) sendPosted() {
+	var err error
+	for p := range c.posted {
+		if p.sent != nil {
+			close(p.sent)
+		} else if err == nil {
+			err = c.write(sendTimeout, p.message, nil)
+		}
+	}
+}
+
+// write writes a message, or nothing of it if the timeout is over before.
+func (c *control) write(timeout time.Duration, b, rights []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conn.SetWriteDeadline(time.Now().Add(timeout))

@@ -188,7 +188,7 @@ func TestMessagesArriveInOrderWithTheirDescriptors(t *testing.T) {
 	for i, test := range bodies {
 		all = append(all, sent{test.kind, test.body, i % 3})
 	}
-	all = append(all, sent{kindStatus, large, 0}, sent{kindConns, connsBody{2}, maxFDs},
+	all = append(all, sent{kindStatus, large, 0}, sent{kindConns, connsBody{Listener: 2}, maxFDs},
 		sent{kindStatus, large, maxFDs}, sent{kindReady, nil, 1}, sent{kindReady, nil, 0})
 
 	sending := make(chan error, 1)
@@ -324,7 +324,7 @@ func TestWhatIsNoControlSocketIsRefusedAndClosed(t *testing.T) {
 func TestHalfAMessageIsAnError(t *testing.T) {
 	checkLeaks(t)
 	_, fds := newFiles(t, 5)
-	whole, err := encode(kindConns, connsBody{2}, len(fds))
+	whole, err := encode(kindConns, connsBody{Listener: 2}, len(fds))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func TestHalfAMessageIsAnError(t *testing.T) {
 func TestMessageMayComeInPieces(t *testing.T) {
 	checkLeaks(t)
 	files, fds := newFiles(t, 3)
-	whole, err := encode(kindConns, connsBody{2}, len(fds))
+	whole, err := encode(kindConns, connsBody{Listener: 2}, len(fds))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -423,7 +423,7 @@ func TestWrongNumberOfDescriptorsIsNoticed(t *testing.T) {
 	_, fds := newFiles(t, 3)
 	for _, sent := range []int{0, 1, 3} {
 		a, b := newPair(t)
-		whole, err := encode(kindConns, connsBody{2}, 2)
+		whole, err := encode(kindConns, connsBody{Listener: 2}, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -662,7 +662,7 @@ func FuzzControlMessage(f *testing.F) {
 			g.gone = make(chan struct{})
 			g.SetLogger(quiet)
 			g.OnStatus(func(string, bool) {})
-			g.receivers[0] = func(conns []*os.File) {
+			g.receivers[0] = func(conns []*os.File, _ []Waiting) {
 				for _, c := range conns {
 					c.Close()
 				}

@@ -49,32 +49,51 @@ type announcement struct {
 	names  []string // one for each, or none
 }
 
+// Who is what is known of a process besides its environment.
+type who struct {
+	pid        int
+	control    bool             // it has a control socket
+	supervised bool             // a supervisor started it
+	parent     parent           // who else may have
+	listening  func(n int) bool // the first n descriptors are listening sockets
+	getenv     func(string) string
+}
+
+// A parent is what the parent's program is.
+type parent struct {
+	same    bool    // the same program file, or the same command line
+	program Program // what it is built on
+}
+
+// original reports whether it may be a predecessor built on facebookgo/grace. One
+// that is built on this library would have given us a control socket.
+func (p parent) original() bool { return p.same && p.program != Ours }
+
 // readEnv decides where a process comes from:
 //
-//	control  LISTEN_PID      LISTEN_FDS  parent        origin
-//	true     –               n           –             Succeeded
-//	false    own pid         n           –             Activated
-//	false    absent          n           supervisor    Activated
-//	false    absent, other   n           same program  SucceededLegacy
-//	false    absent, other   any         another       Fresh: they leaked to it
-//	false    –               –           –             Fresh
+//	control  LISTEN_PID      LISTEN_FDS  started by              origin
+//	true     –               n           –                       Succeeded
+//	false    own pid         n           –                       Activated
+//	false    absent, other   n           same, not this library  SucceededLegacy
+//	false    absent          n           a supervisor            Activated
+//	false    absent          n           –, all n listen         Activated
+//	false    absent, other   any         –                       Fresh: they leaked to it
+//	false    –               –           –                       Fresh
 //
-// It depends on its arguments alone: the environment, whether there is a control
-// socket and a supervisor, and what the parent is. parentIsSame reports whether
-// the parent's command line is the process's own. A value that cannot be meant for
-// anybody is an error.
-func readEnv(getenv func(string) string, pid int, control, supervised, parentIsSame bool) (announcement, error) {
+// It depends on its argument alone. A value that cannot be meant for anybody is an
+// error.
+func readEnv(w who) (announcement, error) {
 	var a announcement
-	fds, listenPID := getenv(envFDs), getenv(envPID)
+	fds, listenPID := w.getenv(envFDs), w.getenv(envPID)
 
-	if fds == "" && !control {
+	if fds == "" && !w.control {
 		return a, nil
 	}
-	forOther := listenPID != "" && listenPID != strconv.Itoa(pid)
+	forOther := listenPID != "" && listenPID != strconv.Itoa(w.pid)
 	if fds != "" {
 		n, err := strconv.Atoi(fds)
 		if err != nil || n < 0 {
-			if !control && forOther {
+			if !w.control && forOther {
 				return a, nil
 			}
 			return a, fmt.Errorf("%s=%q is not a number of descriptors", envFDs, fds)
@@ -83,17 +102,19 @@ func readEnv(getenv func(string) string, pid int, control, supervised, parentIsS
 	}
 
 	switch {
-	case control:
+	case w.control:
 		a.origin = Succeeded
-	case listenPID == strconv.Itoa(pid), listenPID == "" && supervised && a.count > 0:
+	case listenPID == strconv.Itoa(w.pid):
 		a.origin = Activated
-		if names := getenv(envNames); names != "" {
-			a.names = strings.Split(names, ":")
-		}
-	case a.count > 0 && parentIsSame:
+	case a.count > 0 && w.parent.original():
 		a.origin = SucceededLegacy
+	case listenPID == "" && a.count > 0 && (w.supervised || w.listening(a.count)):
+		a.origin = Activated
 	default:
 		return announcement{}, nil
+	}
+	if names := w.getenv(envNames); names != "" && a.origin == Activated {
+		a.names = strings.Split(names, ":")
 	}
 	return a, nil
 }
@@ -101,9 +122,11 @@ func readEnv(getenv func(string) string, pid int, control, supervised, parentIsS
 // announcing are all variables that are meant for one process only.
 var announcing = []string{envFDs, envPID, envNames, envPIDFD, envControl, envSupervisor}
 
-// clearEnv removes the variables that readEnv has used.
-func clearEnv() {
-	for _, name := range announcing {
+// managing are those that a service manager has for its main process.
+var managing = []string{systemd.EnvSocket, systemd.EnvWatchdogUsec, systemd.EnvWatchdogPID}
+
+func unsetenv(names ...string) {
+	for _, name := range names {
 		os.Unsetenv(name)
 	}
 }

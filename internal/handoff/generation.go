@@ -2,19 +2,37 @@
 // and variables that a successor inherits, and the control socket over which
 // it says that it is ready and takes open connections over. It knows nothing
 // of the protocols spoken on them.
+//
+// # Who starts whom
+//
+// A successor is started by its predecessor. Its parent is whoever waits for processes:
+//
+//	a shell         shell ─── A ─── B            A waits for B, and ends first
+//
+//	systemd         systemd ─┬─ A  (main)        A starts B as its sibling, stays the main
+//	                         └─ B                process until its drain is over, and names
+//	                                             B as the last thing that it does
+//
+//	Supervise       supervisor ─┬─ A             the supervisor is the main process; it waits
+//	                            └─ B             for both, and tells A how B has ended
+//
+//	PID 1           A                            no successor: the container ends with A
+//
+// A sibling is started with CLONE_PARENT, see clone(2), and seen to end by a pidfd. It is
+// one only if its program file is known to speak this package's protocol: one that is
+// built on facebookgo/grace sends SIGTERM to its parent, which must be its predecessor.
+// So a child it is too where the kernel or a sandbox refuses that, and if the program has
+// a signal loop of its own.
 package handoff
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log"
 	"net"
 	"os"
 	"sync"
-	"time"
-
-	"github.com/facebookgo/grace/internal/systemd"
+	"sync/atomic"
 )
 
 var (
@@ -26,62 +44,79 @@ var (
 	// is about to; or it has no descriptor left.
 	ErrGone = errors.New("the successor is gone, or has no descriptor left")
 
-	// ErrStopping is returned by Start, and by HandOver, once Stop was called.
+	// ErrStopping is returned by Start, and by a restart that is under way, once this
+	// process stops.
 	ErrStopping = errors.New("this process is stopping")
+
+	// ErrWaiting is returned by Own while another owns restarts.
+	ErrWaiting = errors.New("another Wait or Serve is running")
 
 	// errFirst is why the first process of a container starts no successor; see
 	// pid_namespaces(7).
 	errFirst = errors.New("pid 1 cannot hand over, since its container ends with it; grace.Supervise lets it stay")
+
+	// errSimple is why a process starts no successor that systemd takes for the service
+	// itself, and that has no way to name another.
+	errSimple = errors.New("systemd would take the end of this process for the end of the service; Type=notify in its unit lets it follow")
 
 	// ErrGivenUp is returned by Ready when the predecessor no longer waits: it
 	// serves on, and the sockets are its.
 	ErrGivenUp = errors.New("the predecessor has given up waiting for this process to be ready, and serves on")
 )
 
+// numberState is the state that tells a successor its predecessor's Number.
+const numberState = "generation"
+
 // A Generation is this process as one of the chain that serves the same
 // sockets. All methods may be called from several goroutines.
 type Generation struct {
-	origin Origin
-	err    error // what was wrong with what we were told to inherit
-	ppid   int   // when we started
-	pool   pool
+	pool
 
-	predecessor *control      // nil unless Succeeded
-	gone        chan struct{} // closed when the predecessor has ended
-	messengers  chan *messenger
-	stopOnce    sync.Once
-	toldToStop  chan struct{} // closed when that was passed on to us
-
-	supervisor   *net.UnixConn // nil unless Supervise started us, or who started us
-	unsupervised chan struct{} // closed when the supervisor has ended; nil without one
-
-	states map[string][]byte
+	// These do not change.
+	Origin      Origin
+	Err         error        // what was wrong with what we were told to inherit
+	Number      int          // 1 for the first of a chain
+	Predecessor *Predecessor // nil unless Succeeded
+	Manager     *Manager
+	ppid        int // when we started
 
 	ready    sync.Once
 	readyErr error
 
-	readying  sync.Mutex // guards what follows: only one of them becomes true
-	saidReady bool
-	givenUp   bool // the predecessor no longer waits for us
-
-	taking    sync.Mutex // held while a batch is taken; guards what follows
-	receivers map[int]func([]*os.File)
-
-	telling sync.Mutex // states for the service manager, one at a time
-
 	mu        sync.Mutex // guards what follows
 	successor *Successor // starting or serving
 	providers map[string]func() []byte
-	onReady   func(*Successor)
-	missed    *Successor // was ready before OnReady
-	onStatus  func(text string, main bool)
-	told      *statusBody // the predecessor has, and nobody has listened yet
-	refusal   error       // why no successor may be started
+	owner     chan *Request // nil: nobody runs Wait
+	released  chan struct{} // closed when the owner no longer does
+	stopping  bool
 	logger    *log.Logger
+	last      Restarted
+
+	phase atomic.Int32
 }
 
-// Self returns this process's generation. The first call reads the environment
-// and takes the inherited descriptors over.
+// A Request asks the owner of restarts for one.
+type Request struct {
+	Listeners []net.Listener // those of Wait, if nil
+	Started   chan int       // brings the successor's process id, if not nil; of one
+	Outcome   chan Outcome   // brings one, at the end; of one
+}
+
+// An Outcome is how a restart has ended.
+type Outcome struct {
+	Pid int // 0 if no successor was started
+	Err error
+}
+
+// closed is a channel that is.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// Self returns this process's generation. The first call makes of the inherited
+// descriptors what they are.
 var Self = sync.OnceValue(func() *Generation {
 	g := newGeneration()
 	g.load()
@@ -89,50 +124,22 @@ var Self = sync.OnceValue(func() *Generation {
 })
 
 func newGeneration() *Generation {
-	gone := make(chan struct{})
-	close(gone)
-	return &Generation{
-		gone:       gone,
-		messengers: make(chan *messenger, 1),
-		toldToStop: make(chan struct{}),
-		states:     map[string][]byte{},
-		receivers:  map[int]func([]*os.File){},
-		providers:  map[string]func() []byte{},
-	}
+	return &Generation{Number: 1, providers: map[string]func() []byte{}}
 }
 
-// Origin returns where this process comes from.
-func (g *Generation) Origin() Origin { return g.origin }
-
-// Parent returns the process id of whoever started this process.
-func (g *Generation) Parent() int { return g.ppid }
-
-// Err returns what was wrong with what the process was told to inherit.
-// Nothing is inherited then.
-func (g *Generation) Err() error { return g.err }
-
-// Take gives out the first inherited socket that match accepts and nobody has
-// asked for yet, or nil. It goes on travelling until it is closed.
-func (g *Generation) Take(match func(*Socket) bool) *Socket { return g.pool.take(match) }
-
-// Find returns the first socket in use that match accepts, or nil.
-func (g *Generation) Find(match func(*Socket) bool) *Socket { return g.pool.find(match) }
-
-// Add lets a socket that was opened here travel to successors until it is
-// closed.
-func (g *Generation) Add(s *Socket) { g.pool.add(s) }
+// PredecessorPid returns the process id of whoever handed over to this process.
+func (g *Generation) PredecessorPid() int {
+	if g.Predecessor != nil {
+		return g.Predecessor.Pid
+	}
+	return g.ppid
+}
 
 // Activated reports whether a listener is systemd's, which keeps it open.
 func (g *Generation) Activated(l net.Listener) bool {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
 	return s != nil && s.Activated
 }
-
-// Remove lets the sockets that match accepts stay here, and returns them.
-func (g *Generation) Remove(match func(*Socket) bool) []*Socket { return g.pool.remove(match) }
-
-// State returns what the predecessor provided under this name, or nil.
-func (g *Generation) State(name string) []byte { return g.states[name] }
 
 // Provide calls f for the state that a successor shall find under this name
 // when it is started. It reaches the successor over the control socket: never
@@ -143,76 +150,48 @@ func (g *Generation) Provide(name string, f func() []byte) {
 	g.mu.Unlock()
 }
 
-// Accept calls take with the connections of a listener that the predecessor
-// hands over; they are the receiver's then. They come as files, in non-blocking
-// mode: making a net.Conn of each takes longer than the predecessor should wait.
-// A nil take refuses them: once Accept has returned, no more will come.
-func (g *Generation) Accept(l net.Listener, take func([]*os.File)) {
-	s := g.Find(func(s *Socket) bool { return s.Open == l })
-	if s == nil || s.index < 0 {
-		return // opened here: the predecessor does not know it
+// Own makes the caller the owner of restarts: others ask it. At most one may be at a
+// time; Disown undoes it.
+func (g *Generation) Own() (<-chan *Request, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.owner != nil {
+		return nil, ErrWaiting
 	}
-	g.taking.Lock()
-	defer g.taking.Unlock()
-	if take != nil {
-		g.receivers[s.index] = take
-	} else {
-		delete(g.receivers, s.index)
+	g.owner, g.released = make(chan *Request), make(chan struct{})
+	g.stopping = false
+	return g.owner, nil
+}
+
+// Disown says that nobody is asked any more.
+func (g *Generation) Disown() {
+	g.mu.Lock()
+	g.owner = nil
+	close(g.released)
+	g.mu.Unlock()
+}
+
+// Ask passes a request on to the owner of restarts, and reports whether there is one.
+func (g *Generation) Ask(r *Request) bool {
+	g.mu.Lock()
+	owner, released := g.owner, g.released
+	g.mu.Unlock()
+	if owner == nil {
+		return false
+	}
+	select {
+	case owner <- r:
+		return true
+	case <-released:
+		return false
 	}
 }
 
-// PredecessorGone is closed once no predecessor is left that could still hand
-// connections over.
-func (g *Generation) PredecessorGone() <-chan struct{} { return g.gone }
-
-// ToldToStop is closed when the service manager's main process, which is another,
-// was told to stop: the service is meant.
-func (g *Generation) ToldToStop() <-chan struct{} { return g.toldToStop }
-
-func (g *Generation) stopTold() { g.stopOnce.Do(func() { close(g.toldToStop) }) }
-
-// OnReady calls f, instead of sending SIGTERM to this process, when a
-// successor becomes ready, and at once if one has become so before; nil undoes it.
-func (g *Generation) OnReady(f func(*Successor)) {
+// Owned reports whether somebody runs Wait.
+func (g *Generation) Owned() bool {
 	g.mu.Lock()
-	g.onReady = f
-	s := g.missed
-	if f != nil {
-		g.missed = nil
-	}
-	serves := s != nil && s == g.successor
-	g.mu.Unlock()
-	if f != nil && serves {
-		f(s)
-	}
-}
-
-// OnStatus calls f when the predecessor tells how its drain goes, and when it has
-// told the service manager that we are the main process now. What it has told
-// before is not lost.
-func (g *Generation) OnStatus(f func(text string, main bool)) {
-	g.mu.Lock()
-	g.onStatus = f
-	told := g.told
-	g.told = nil
-	g.mu.Unlock()
-	if told != nil {
-		f(told.Text, told.Main)
-	}
-}
-
-// status passes on what the predecessor tells.
-func (g *Generation) status(b statusBody) {
-	g.mu.Lock()
-	f := g.onStatus
-	if f == nil {
-		b.Main = b.Main || g.told != nil && g.told.Main
-		g.told = &b
-	}
-	g.mu.Unlock()
-	if f != nil {
-		f(b.Text, b.Main)
-	}
+	defer g.mu.Unlock()
+	return g.owner != nil
 }
 
 // SetLogger chooses where failures go that have no caller to return to.
@@ -222,21 +201,26 @@ func (g *Generation) SetLogger(l *log.Logger) {
 	g.mu.Unlock()
 }
 
-func (g *Generation) logf(format string, args ...any) {
+// Logf writes a line to the logger that was chosen.
+func (g *Generation) Logf(format string, args ...any) {
 	g.mu.Lock()
 	l := g.logger
 	g.mu.Unlock()
-	if l == nil {
-		l = log.Default()
-	}
-	l.Printf(format, args...)
+	Logf(l, format, args...)
 }
 
-// Starting returns the successor that is starting or serving, or nil.
-func (g *Generation) Starting() *Successor {
+// Successor returns the successor that is starting or serving, or nil.
+func (g *Generation) Successor() *Successor {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.successor
+}
+
+// Stopping lets no successor be started any more.
+func (g *Generation) Stopping() {
+	g.mu.Lock()
+	g.stopping = true
+	g.mu.Unlock()
 }
 
 // Refuses returns why no successor may be started now, such as ErrUnderWay or
@@ -250,72 +234,28 @@ func (g *Generation) Refuses() error {
 // refuses is Refuses. The caller holds g.mu.
 func (g *Generation) refuses() error {
 	switch {
-	case g.refusal != nil:
-		return g.refusal
-	case g.successor != nil:
+	case g.stopping:
+		return ErrStopping
+	case g.successor != nil && g.successor.Pid != 0:
 		return fmt.Errorf("%w: pid %d", ErrUnderWay, g.successor.Pid)
+	case g.successor != nil:
+		return ErrUnderWay
 	case os.Getpid() == 1:
 		return errFirst
 	}
-	return nil
-}
-
-// Stop lets no successor be started any more, and gives one up that is not
-// ready. Stop(false) allows it again.
-func (g *Generation) Stop(stop bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.refusal = nil
-	if stop {
-		g.refusal = ErrStopping
-		if g.successor != nil {
-			g.successor.giveUp()
-		}
-	}
-}
-
-// Supervised reports whether a supervisor is the parent of the generations.
-func (g *Generation) Supervised() bool { return g.supervisor != nil }
-
-// Unsupervised is closed when the supervisor has ended. It is nil without one.
-func (g *Generation) Unsupervised() <-chan struct{} { return g.unsupervised }
-
-// Managed reports whether somebody listens to Notify.
-func (g *Generation) Managed() bool {
-	return g.supervisor != nil || os.Getenv(systemd.EnvSocket) != ""
-}
-
-// A Drainer is a listener that can do more than close.
-type Drainer interface {
-	// Drain stops accepting and returns when no connection is left, or ctx is
-	// done. With a successor, it hands over what can be handed over, and Resume
-	// may follow; without one it is the end.
-	Drain(ctx context.Context, to *Successor) error
-	// Resume undoes Drain: connections are accepted, again.
-	Resume()
-	// Active returns how many connections are open, and since when the oldest.
-	Active() (open int, oldest time.Time)
-}
-
-// A Server is a Drainer that does the accepting itself.
-type Server interface {
-	Drainer
-	// Serve serves connections, which it accepts from the first Resume on. It calls
-	// accepting once, when nothing else is missing for that. It returns nil after
-	// Drain and Close, else why it cannot go on.
-	Serve(accepting func()) error
+	return g.unmanageable()
 }
 
 // LeavePaths leaves the paths of our sockets to a predecessor that is about to take
 // over again.
 func (g *Generation) LeavePaths() {
-	if !isClosed(g.gone) {
-		g.pool.keepPaths(true)
+	if !isClosed(g.Predecessor.Gone()) {
+		g.keepPaths(true)
 	}
 }
 
 // Discard closes all inherited sockets that nobody has asked for.
-func (g *Generation) Discard() { g.pool.closeUnused() }
+func (g *Generation) Discard() { g.closeUnused() }
 
 func isClosed(c <-chan struct{}) bool {
 	select {

@@ -23,28 +23,40 @@ const (
 	kindSocket                     // predecessor: what an inherited descriptor is (socketBody)
 	kindState                      // predecessor: state by name (stateBody)
 	kindBegin                      // predecessor: all sockets and states are told
-	kindReady                      // successor: serves
+	kindReady                      // successor: serves (readyBody)
 	kindConns                      // predecessor: a batch of connections, after a socket for the answer (connsBody)
 	kindTaken                      // successor, on that socket: its answer (takenBody)
 	kindStepDown                   // successor: is itself ending; do not take over again if it exits (stepDownBody)
 	kindStatus                     // predecessor: how its drain goes, in words (statusBody)
 	kindGiveUp                     // predecessor: no longer waits for ready, and serves on
 	kindStop                       // predecessor: was told to stop, which is meant for the service
-	kindMessenger                  // predecessor: who stands in at its end (messengerBody, and a socket)
-	kindParted                     // successor: the predecessor may end
-	kindWaits                      // successor: runs Wait, and knows kindStop and kindMessenger
+	_                              // was of use to earlier versions
+	_                              // so was this
+	kindWaits                      // successor: runs Wait, and knows kindStop
 	kindServeAgain                 // successor: its own has failed, so that kindStepDown no longer holds
+	kindDrained                    // predecessor: its drain is over
+	kindMove                       // predecessor: connections of the program's own, after a socket for the answer (moveBody)
 )
 
 const (
 	headerSize = 8
-	maxBody    = 1 << 20
+	// maxBody is for all kinds but kindMove, whose states are in base64. Earlier versions
+	// do not know that one, and are not sent any.
+	maxBody     = 1 << 20
+	maxMoveBody = 2 << 20
 	// maxFDs is the kernel's limit for one message (SCM_MAX_FD).
 	maxFDs = 253
 )
 
 type helloBody struct {
 	Takes bool // it takes connections over
+	Moves bool `json:",omitempty"` // those of the program's own too
+}
+
+type readyBody struct {
+	// Kept are the listening sockets that it serves on, by their place in LISTEN_FDS.
+	// One of an earlier version does not say.
+	Kept []int
 }
 
 // A socketBody describes one socket or file. A listening socket has no
@@ -64,7 +76,14 @@ type stateBody struct {
 }
 
 type connsBody struct {
-	Listener int // its place in LISTEN_FDS
+	Listener int       // its place in LISTEN_FDS
+	Waiting  []Waiting `json:",omitempty"` // one for each connection
+}
+
+// Waiting is how long a connection has waited for its next request.
+type Waiting struct {
+	First bool  `json:",omitempty"` // it has brought none yet
+	For   int64 `json:",omitempty"` // milliseconds
 }
 
 type takenBody struct {
@@ -80,8 +99,8 @@ type statusBody struct {
 	Main bool `json:",omitempty"` // the successor is the service manager's main process now
 }
 
-type messengerBody struct {
-	Pid int
+type moveBody struct {
+	States [][]byte // what the program says of each connection
 }
 
 // A message is one as received. Its receiver owns the descriptors.
@@ -111,7 +130,7 @@ func encode(k kind, body any, fds int) ([]byte, error) {
 			return nil, err
 		}
 	}
-	if len(text) > maxBody || fds > maxFDs {
+	if len(text) > limit(k) || fds > maxFDs {
 		return nil, fmt.Errorf("control message of kind %d: %d bytes and %d descriptors are too many", k, len(text), fds)
 	}
 	b := make([]byte, headerSize, headerSize+len(text))
@@ -121,12 +140,20 @@ func encode(k kind, body any, fds int) ([]byte, error) {
 	return append(b, text...), nil
 }
 
+// limit returns how long a body may be.
+func limit(k kind) int {
+	if k == kindMove {
+		return maxMoveBody
+	}
+	return maxBody
+}
+
 // parseHeader returns what a header announces.
 func parseHeader(b [headerSize]byte) (k kind, body, fds int, err error) {
 	n := binary.BigEndian.Uint32(b[0:])
 	k = kind(binary.BigEndian.Uint16(b[4:]))
 	fds = int(binary.BigEndian.Uint16(b[6:]))
-	if n > maxBody || fds > maxFDs {
+	if int64(n) > int64(limit(k)) || fds > maxFDs {
 		return 0, 0, 0, fmt.Errorf("control message of kind %d announces %d bytes and %d descriptors", k, n, fds)
 	}
 	return k, int(n), fds, nil

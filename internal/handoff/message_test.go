@@ -42,7 +42,7 @@ func TestWireFormatStays(t *testing.T) {
 		{kindState, stateBody{"a", []byte("b")}, 0, "\x00\x00\x00\x1b\x00\x03\x00\x00" + `{"Name":"a","Value":"Yg=="}`},
 		{kindBegin, nil, 0, "\x00\x00\x00\x00\x00\x04\x00\x00"},
 		{kindReady, nil, 0, "\x00\x00\x00\x00\x00\x05\x00\x00"},
-		{kindConns, connsBody{2}, 253, "\x00\x00\x00\x0e\x00\x06\x00\xfd" + `{"Listener":2}`},
+		{kindConns, connsBody{Listener: 2}, 253, "\x00\x00\x00\x0e\x00\x06\x00\xfd" + `{"Listener":2}`},
 		{kindTaken, takenBody{"no"}, 0, "\x00\x00\x00\x0e\x00\x07\x00\x00" + `{"Error":"no"}`},
 		{kindStepDown, nil, 0, "\x00\x00\x00\x00\x00\x08\x00\x00"},
 		{kindStatus, statusBody{"x", true}, 0, "\x00\x00\x00\x18\x00\x09\x00\x00" + `{"Text":"x","Main":true}`},

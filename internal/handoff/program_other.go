@@ -1,17 +1,15 @@
-//go:build unix && !linux
+//go:build !linux
 
 package handoff
 
 import "net"
 
-// madeBy reports whether a socket is one of a pair that the process pid has
-// made. That is not known here.
-func madeBy(c *net.UnixConn, pid int) bool { return true }
+// peerPid is not known here.
+func peerPid(c *net.UnixConn) int { return 0 }
 
-// sameProgram reports whether the process pid has our own command line. It is
-// not known how to find out here, so no stranger is taken for a predecessor.
-func sameProgram(pid int) bool { return false }
+// parentOf says what the process pid runs. It is not known how to find out here, so
+// no stranger is taken for a predecessor.
+func parentOf(pid int) parent { return parent{} }
 
-// sameFile reports whether the process pid runs the very file that this one does.
-// That is not known here.
-func sameFile(pid int) bool { return false }
+// runs is not known here.
+func runs(pid int) Program { return Unknown }

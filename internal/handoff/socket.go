@@ -81,13 +81,7 @@ func (s *Socket) keepPath(keep bool) {
 }
 
 // keepPath says whether closing a listener shall leave a unix socket's path.
-func keepPath(l any, keep bool) {
-	if l, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok {
-		accept.Closing.Lock()
-		defer accept.Closing.Unlock()
-		l.SetUnlinkOnClose(!keep)
-	}
-}
+func keepPath(l any, keep bool) { accept.SetUnlinkOnClose(l, !keep) }
 
 // A pool holds the sockets of a generation: inherited ones until somebody asks
 // for them, and all that are in use, for the successor.
@@ -97,8 +91,9 @@ type pool struct {
 	used   []*Socket
 }
 
-// take gives out the first unused socket that match accepts, or nil.
-func (p *pool) take(match func(*Socket) bool) *Socket {
+// Take gives out the first inherited socket that match accepts and nobody has
+// asked for yet, or nil. It goes on travelling until it is closed.
+func (p *pool) Take(match func(*Socket) bool) *Socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, s := range p.unused {
@@ -111,16 +106,17 @@ func (p *pool) take(match func(*Socket) bool) *Socket {
 	return nil
 }
 
-// add enters a socket that was opened here.
-func (p *pool) add(s *Socket) {
+// Add lets a socket that was opened here travel to successors until it is
+// closed.
+func (p *pool) Add(s *Socket) {
 	s.index = -1
 	p.mu.Lock()
 	p.used = append(open(p.used), s)
 	p.mu.Unlock()
 }
 
-// find returns the first socket in use that match accepts, or nil.
-func (p *pool) find(match func(*Socket) bool) *Socket {
+// Find returns the first socket in use that match accepts, or nil.
+func (p *pool) Find(match func(*Socket) bool) *Socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.used {
@@ -131,8 +127,8 @@ func (p *pool) find(match func(*Socket) bool) *Socket {
 	return nil
 }
 
-// remove strikes out those that match accepts.
-func (p *pool) remove(match func(*Socket) bool) (removed []*Socket) {
+// Remove lets the sockets that match accepts stay here, and returns them.
+func (p *pool) Remove(match func(*Socket) bool) (removed []*Socket) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var kept []*Socket
@@ -153,6 +149,13 @@ func (p *pool) all() []*Socket {
 	defer p.mu.Unlock()
 	p.used = open(p.used)
 	return append(open(p.unused), p.used...)
+}
+
+// inUse returns those that were asked for, without what was closed.
+func (p *pool) inUse() []*Socket {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return open(p.used)
 }
 
 // closeUnused closes what nobody has asked for.

@@ -1,24 +1,24 @@
 package handoff
 
 import (
-	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"github.com/facebookgo/grace/internal/systemd"
 )
 
-// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER of prctl(2).
+// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER of prctl(2). Generations are our children
+// but where they could not be started so; what they leave behind becomes ours.
 const prSetChildSubreaper = 36
 
 // A Supervisor is the parent of all generations. It serves nothing itself.
 type Supervisor struct {
-	First int             // the first generation's process id, and all generations' process group
-	Told  <-chan struct{} // received from when States has something to return
+	First  int             // the first generation's process id, and all generations' process group
+	Unread <-chan struct{} // received from when States has something to return
 
 	raw syscall.RawConn // our end of the generations' socket
 	buf []byte
@@ -56,7 +56,7 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 
 	var names []string
 	var open []syscall.Conn
-	for _, s := range g.pool.all() {
+	for _, s := range g.all() {
 		names = append(names, s.Name)
 		open = append(open, s.conn())
 	}
@@ -64,32 +64,43 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 	if strings.Join(names, "") != "" {
 		what.names = strings.Join(names, ":")
 	}
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+	env := slices.DeleteFunc(slices.Clone(born.env), func(v string) bool {
 		return strings.HasPrefix(v, systemd.EnvSocket+"=") // generations talk to us
 	})
+	path, err := startPath()
 	var pid int
-	err = withFDs(append(open, theirs), func(fds []int) (err error) {
-		pid, err = fork(fds, what.environ(env), &syscall.SysProcAttr{Setpgid: true})
-		return err
-	})
+	if err == nil {
+		err = withFDs(append(open, theirs), func(fds []int) (err error) {
+			pid, err = syscall.ForkExec(path, born.args, &syscall.ProcAttr{
+				Dir: born.dir, Env: what.environ(env), Files: files(fds),
+				Sys: &syscall.SysProcAttr{Setpgid: true},
+			})
+			if errors.Is(err, syscall.EPERM) && syscall.Access(path, 1) == nil {
+				return fmt.Errorf("starting %s: %w", path, os.NewSyscallError("setpgid", err))
+			} else if err != nil {
+				return startError(path, err)
+			}
+			return nil
+		})
+	}
 	if err != nil {
 		ours.Close()
 		syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 0, 0)
 		return nil, err
 	}
-	g.pool.closeUnused()
+	g.closeUnused()
 
 	raw, err := ours.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	told := make(chan struct{})
+	unread := make(chan struct{})
 	go func() {
 		for waitReadable(raw) == nil {
-			told <- struct{}{}
+			unread <- struct{}{}
 		}
 	}()
-	return &Supervisor{First: pid, Told: told, raw: raw, buf: make([]byte, 64<<10)}, nil
+	return &Supervisor{First: pid, Unread: unread, raw: raw, buf: make([]byte, 64<<10)}, nil
 }
 
 // States returns what the generations have told by now, and whether none is left
@@ -114,41 +125,4 @@ func (s *Supervisor) States() (states []State, over bool) {
 		}
 	})
 	return states, over
-}
-
-// awaitEnd waits until a child has ended, and returns its status without taking
-// it; see waitid(2).
-func awaitEnd(pid int) (status syscall.WaitStatus, ok bool) {
-	const (
-		byPID  = 1         // P_PID
-		ended  = 4         // WEXITED
-		noTake = 0x1000000 // WNOWAIT
-
-		exited = 1 // CLD_EXITED
-		dumped = 3 // CLD_DUMPED
-	)
-	var info [128]byte // siginfo_t
-	for {
-		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, byPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), ended|noTake, 0, 0)
-		if errno == syscall.EINTR {
-			continue
-		}
-		if errno != 0 {
-			return 0, false
-		}
-		break
-	}
-	field := func(offset uintptr) uint32 { return binary.NativeEndian.Uint32(info[offset:]) }
-	code := field(8)
-	if strings.HasPrefix(runtime.GOARCH, "mips") {
-		code = field(4)
-	}
-	value := field(8 + unsafe.Sizeof(uintptr(0)) + 8) // after si_pid and si_uid
-	switch code {
-	case exited:
-		return syscall.WaitStatus(value << 8), true
-	case dumped:
-		return syscall.WaitStatus(value | 0x80), true
-	}
-	return syscall.WaitStatus(value), true
 }

@@ -3,15 +3,13 @@
 package handoff
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/facebookgo/grace/internal/systemd"
 )
 
 // A supervisor and its generations share a socket pair of datagrams. All
@@ -19,90 +17,65 @@ import (
 // the other side tells them that the supervisor has ended, and its own end of
 // file tells the supervisor that no generation is left.
 
-// earlySupervisor is the generations' end, close-on-exec before main starts.
-var earlySupervisor, earlySupervisorErr = openSupervisor()
+// stateAskStatus begins a line for the supervisor alone: a generation that has started a
+// sibling names it, and sends the end of a pipe for its wait status.
+const stateAskStatus = "GRACE_STARTED="
 
-func openSupervisor() (*net.UnixConn, error) {
-	fd, err := announcedFD(envSupervisor)
-	if fd < 0 {
-		return nil, err
-	}
-	adopted = append(adopted, fd)
-	c, err := newUnixConn(fd)
-	if err != nil {
-		return nil, fmt.Errorf("%s=%d: %w", envSupervisor, fd, err)
-	}
-	return c, nil
-}
-
-// StateEnded begins a line for the supervisor alone: a generation that has waited
-// for its successor tells the process id and the wait status, as two numbers.
-const StateEnded = "GRACE_ENDED="
+// stateOwn begins each line that is not for the service manager, of earlier versions too.
+const stateOwn = "GRACE_"
 
 // watchSupervisor waits for the supervisor's end: it never writes. A program with
 // a signal loop of its own gets SIGTERM then.
-func (g *Generation) watchSupervisor() {
-	io.Copy(io.Discard, g.supervisor)
-	close(g.unsupervised)
-	g.mu.Lock()
-	waits := g.onReady != nil
-	g.mu.Unlock()
-	if !waits {
-		g.logf("grace: the supervisor has ended: stopping pid %d", os.Getpid())
+func (m *Manager) watchSupervisor() {
+	io.Copy(io.Discard, m.supervisor)
+	close(m.unsupervised)
+	if !m.g.Owned() {
+		m.g.Logf("grace: the supervisor has ended: stopping pid %d", os.Getpid())
 		syscall.Kill(os.Getpid(), syscall.SIGTERM)
 	}
 }
 
-// tellSupervisor says something that is not meant for the service manager.
-func (g *Generation) tellSupervisor(state string) {
-	if g.supervisor == nil {
-		return
+// askStatus asks the supervisor how a sibling will end. It returns nil without one.
+func (m *Manager) askStatus(pid int) *os.File {
+	if m.supervisor == nil {
+		return nil
 	}
-	if err := g.Notify(state); err != nil {
-		g.logf("grace: telling the supervisor: %v", err)
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil
 	}
-}
-
-// Notify tells the supervisor, or else the service manager at NOTIFY_SOCKET, of a
-// state, lines of NAME=VALUE as in sd_notify(3), with copies of descriptors. With
-// neither it does nothing.
-func (g *Generation) Notify(state string, fds ...int) error {
-	if g.supervisor != nil {
-		var oob []byte
-		if len(fds) > 0 {
-			oob = syscall.UnixRights(fds...)
-		}
-		g.supervisor.SetWriteDeadline(time.Now().Add(sendTimeout))
-		_, _, err := g.supervisor.WriteMsgUnix([]byte(state), oob, nil)
+	defer w.Close()
+	rights := []byte(nil)
+	if err := withFDs([]syscall.Conn{w}, func(fds []int) error {
+		rights = syscall.UnixRights(fds...)
+		// Not in the queue: a status that comes late is not known in time.
+		m.supervisor.SetWriteDeadline(time.Now().Add(statusWriteTimeout))
+		_, _, err := m.supervisor.WriteMsgUnix(fmt.Appendf(nil, "%s%d", stateAskStatus, pid), rights, nil)
 		return err
+	}); err != nil {
+		r.Close()
+		return nil
 	}
-	if socket := os.Getenv(systemd.EnvSocket); socket != "" {
-		g.telling.Lock()
-		defer g.telling.Unlock()
-		return systemd.Notify(socket, state, fds...)
-	}
-	return nil
+	return r
 }
 
-// StoreListeners asks the service manager to keep copies of the listening
-// sockets, so that they survive a crash of this process; see FDSTORE=1 in
-// sd_notify(3). It knows which ones it has already, and those that it has opened
-// itself it keeps anyway.
-func (g *Generation) StoreListeners() error {
-	for _, s := range g.pool.all() {
-		if s.Kind != Listener || s.Activated {
-			continue
-		}
-		name := s.Name
-		if name == "" {
-			name = "grace"
-		}
-		state := "FDSTORE=1\nFDNAME=" + strings.NewReplacer(":", "_", "\n", "_").Replace(name)
-		if err := withFDs([]syscall.Conn{s.conn()}, func(fds []int) error {
-			return g.Notify(state, fds...)
-		}); err != nil {
-			return err
-		}
+const statusWriteTimeout = 100 * time.Millisecond
+
+// AskedStatus parses a line by which a generation asks how a sibling will end.
+func AskedStatus(line string) (pid int, ok bool) {
+	text, ok := strings.CutPrefix(line, stateAskStatus)
+	if !ok {
+		return 0, false
 	}
-	return nil
+	_, err := fmt.Sscan(text, &pid)
+	return pid, err == nil
+}
+
+// IsOwn reports whether a line is not for the service manager.
+func IsOwn(line string) bool { return strings.HasPrefix(line, stateOwn) }
+
+// AnswerStatus answers one who has asked, and closes the descriptor.
+func AnswerStatus(fd int, status syscall.WaitStatus) {
+	syscall.Write(fd, binary.NativeEndian.AppendUint32(nil, uint32(status)))
+	syscall.Close(fd)
 }

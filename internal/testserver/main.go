@@ -33,6 +33,8 @@ func main() {
 		err = netLoop(f)
 	case "net":
 		err = netSockets(f)
+	case "udp":
+		err = datagrams(f)
 	case "http":
 		err = serveHTTP(f)
 	default:

@@ -21,7 +21,8 @@ import (
 
 // netSockets has its sockets from gracenet, of every kind, and a signal loop of
 // its own. An address is written NETWORK=ADDRESS, or file=NAME=PATH for a file:
-// each generation writes its process id to it.
+// each generation writes its process id to it. What a configuration would change is
+// written NETWORK=in:PATH: the address is in that file.
 //
 // It plays these faults: "skip-NETWORK", it does not ask for sockets of this
 // network; "give-up", it closes all that it has opened, and exits; and
@@ -32,6 +33,13 @@ func netSockets(f *kit.Flags) error {
 	opened := map[string][]io.Closer{}
 	for _, entry := range f.Listen {
 		network, address, _ := strings.Cut(entry, "=")
+		if path, ok := strings.CutPrefix(address, "in:"); ok {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			address = string(b)
+		}
 		if f.Faulty("skip-" + network) {
 			addrs = append(addrs, nowhere{})
 			continue

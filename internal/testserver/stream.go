@@ -267,7 +267,7 @@ func serve(listeners []grace.Listener) {
 	}
 }
 
-var inWait = regexp.MustCompile(`\[select.*\]:\n\S+/grace\.\(\*waiter\)\.run`)
+var inWait = regexp.MustCompile(`\[select.*\]:\n\S+/grace\.\(\*loop\)\.run`)
 
 // readyInWait tells the test that the process serves, once Wait looks after
 // signals: SIGTERM ends a process that does not.

@@ -52,7 +52,7 @@ var build = sync.OnceValue(func() (err error) {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	out, err := exec.Command("go", append(args, packages, packages+"/stranger")...).CombinedOutput()
+	out, err := exec.Command("go", append(args, packages, packages+"/stranger", packages+"/original")...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("building the test server: %w\n%s", err, out)
 	}
@@ -89,6 +89,12 @@ func Binary(tb testing.TB) string {
 // on the library.
 func Stranger(tb testing.TB) string {
 	return filepath.Join(filepath.Dir(Binary(tb)), "stranger")
+}
+
+// Original returns the path of a program with the same flags that is built on
+// facebookgo/grace.
+func Original(tb testing.TB) string {
+	return filepath.Join(filepath.Dir(Binary(tb)), "original")
 }
 
 // A Command is what to start. The zero value is the test server.
@@ -299,6 +305,25 @@ func (p *Process) Signal(sig os.Signal) {
 	p.s.tb.Helper()
 	if err := p.handle.Signal(sig); err != nil {
 		p.s.tb.Fatalf("%v for pid %d: %v", sig, p.Pid, err)
+	}
+}
+
+// Insist sends a signal to stop again and again until the process ends: one that comes
+// within a second of another is taken for the same.
+func (p *Process) Insist(sig os.Signal) {
+	p.s.tb.Helper()
+	ticker := time.NewTicker(200 * time.Millisecond)
+	defer ticker.Stop()
+	timeout := time.After(Patience)
+	for {
+		p.handle.Signal(sig) // fails when it has ended
+		select {
+		case <-p.exited:
+			return
+		case <-ticker.C:
+		case <-timeout:
+			p.s.tb.Fatalf("pid %d does not end by %v, sent again and again", p.Pid, sig)
+		}
 	}
 }
 

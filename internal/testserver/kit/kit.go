@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,7 +49,7 @@ type Flags struct {
 // Parse reads the command line.
 func Parse() *Flags {
 	f := &Flags{}
-	flag.StringVar(&f.Mode, "mode", "grace", "What to be: grace, plain, bare, inherit, ownloop, netloop, net or http.")
+	flag.StringVar(&f.Mode, "mode", "grace", "What to be: grace, plain, bare, inherit, ownloop, netloop, net, udp or http.")
 	flag.Var(&f.Listen, "listen", "Address to listen on, HOST:PORT or unix:PATH; may be repeated.")
 	flag.StringVar(&f.Faults, "faults", "", "Directory in which a file's name is a fault to play.")
 	flag.StringVar(&f.Play, "play", "", "What the stranger plays.")
@@ -83,6 +84,35 @@ func Open(address string) (net.Listener, error) {
 		return net.Listen("unix", path)
 	}
 	return net.Listen("tcp", address)
+}
+
+// Listeners returns the inherited ones, from descriptor 3 on, or opens those of the flag
+// -listen.
+func (f *Flags) Listeners() (listeners []net.Listener, err error) {
+	if count := os.Getenv("LISTEN_FDS"); count != "" {
+		n, err := strconv.Atoi(count)
+		if err != nil {
+			return nil, err
+		}
+		for fd := 3; fd < 3+n; fd++ {
+			file := os.NewFile(uintptr(fd), "listener")
+			l, err := net.FileListener(file)
+			file.Close()
+			if err != nil {
+				return nil, err
+			}
+			listeners = append(listeners, l)
+		}
+		return listeners, nil
+	}
+	for _, address := range f.Listen {
+		l, err := Open(address)
+		if err != nil {
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 // Faulty reports whether this fault is to be played now.

@@ -39,7 +39,7 @@ func fake(f *kit.Flags) error {
 		return err
 	}
 	serves := func() error {
-		listeners, err := legacyListeners(f)
+		listeners, err := f.Listeners()
 		if err != nil {
 			return err
 		}

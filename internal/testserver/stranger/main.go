@@ -1,8 +1,7 @@
 //go:build unix
 
 // Command stranger takes the test server's place where that one must not be
-// built on the library: with -play legacy it is a program built on
-// facebookgo/grace, otherwise a successor that does something wrong, or new, on
+// built on the library: a successor that does something wrong, or new, on
 // the control socket.
 package main
 
@@ -22,8 +21,6 @@ func main() {
 
 	var err error
 	switch play, as, _ := strings.Cut(f.Play, ":"); play {
-	case "legacy":
-		err = legacy(f)
 	case "parent":
 		err = parent(as)
 	default:

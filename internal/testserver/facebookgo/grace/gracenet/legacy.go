@@ -1,6 +1,8 @@
 //go:build unix
 
-package main
+// Package gracenet is a program built on facebookgo/grace, seen from outside: its function
+// table names that.
+package gracenet
 
 import (
 	"errors"
@@ -18,13 +20,13 @@ import (
 
 var startDir, _ = os.Getwd()
 
-// legacy does what facebookgo/grace does, seen from outside: it takes sockets
+// Serve does what facebookgo/grace does: it takes sockets
 // from descriptor 3 on, tells its parent by SIGTERM that it serves, and starts
 // its successor with os.StartProcess, for which it does not wait.
-func legacy(f *kit.Flags) error {
+func Serve(f *kit.Flags) error {
 	inherits := os.Getenv("LISTEN_FDS") != ""
 	parent := os.Getppid()
-	listeners, err := legacyListeners(f)
+	listeners, err := f.Listeners()
 	if err != nil {
 		return err
 	}
@@ -37,9 +39,9 @@ func legacy(f *kit.Flags) error {
 	var open kit.Counter
 	for _, l := range listeners {
 		if f.Mode == "http" {
-			go legacyHTTP(l, &open)
+			go serveHTTP(l, &open)
 		} else {
-			go legacyEcho(l, &open)
+			go serveEcho(l, &open)
 		}
 	}
 	if inherits && parent != 1 {
@@ -55,7 +57,7 @@ func legacy(f *kit.Flags) error {
 			kit.Event("got", "signal", sig)
 			break
 		}
-		pid, err := legacyStart(listeners)
+		pid, err := start(listeners)
 		if err != nil {
 			kit.Event("failed-restart", "error", err)
 			continue
@@ -70,34 +72,7 @@ func legacy(f *kit.Flags) error {
 	return nil
 }
 
-func legacyListeners(f *kit.Flags) (listeners []net.Listener, err error) {
-	if count := os.Getenv("LISTEN_FDS"); count != "" {
-		n, err := strconv.Atoi(count)
-		if err != nil {
-			return nil, err
-		}
-		for fd := 3; fd < 3+n; fd++ {
-			file := os.NewFile(uintptr(fd), "listener")
-			l, err := net.FileListener(file)
-			file.Close()
-			if err != nil {
-				return nil, err
-			}
-			listeners = append(listeners, l)
-		}
-		return listeners, nil
-	}
-	for _, address := range f.Listen {
-		l, err := kit.Open(address)
-		if err != nil {
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
-}
-
-func legacyStart(listeners []net.Listener) (pid int, err error) {
+func start(listeners []net.Listener) (pid int, err error) {
 	files := []*os.File{os.Stdin, os.Stdout, os.Stderr}
 	for _, l := range listeners {
 		file, err := l.(interface{ File() (*os.File, error) }).File()
@@ -125,7 +100,7 @@ func legacyStart(listeners []net.Listener) (pid int, err error) {
 	return p.Pid, nil
 }
 
-func legacyEcho(l net.Listener, open *kit.Counter) {
+func serveEcho(l net.Listener, open *kit.Counter) {
 	for {
 		open.Add(1)
 		c, err := l.Accept()
@@ -140,9 +115,9 @@ func legacyEcho(l net.Listener, open *kit.Counter) {
 	}
 }
 
-// legacyHTTP answers each request with the process id, one request for each
+// serveHTTP answers each request with the process id, one request for each
 // connection.
-func legacyHTTP(l net.Listener, open *kit.Counter) {
+func serveHTTP(l net.Listener, open *kit.Counter) {
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			pid := strconv.Itoa(os.Getpid())

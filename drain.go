@@ -1,0 +1,337 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
+	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/systemd"
+)
+
+// A drainer is a listener that can do more than close.
+type drainer interface {
+	// Drain stops accepting and returns when no connection is left, or ctx is
+	// done. With a successor, it hands over what can be handed over, and Resume
+	// may follow; without one it is the end.
+	Drain(ctx context.Context, how handoff.Drain) error
+	// Resume undoes Drain: connections are accepted, again. It reports whether they are.
+	Resume() bool
+	// Count returns what is open, and what became of the rest since Drain was called.
+	Count() accept.Count
+}
+
+// A server is a drainer that does the accepting itself.
+type server interface {
+	drainer
+	// Serve serves connections, which it accepts from the first Resume on. It calls
+	// accepting once, when nothing else is missing for that. It returns nil after
+	// Drain and Close, else why it cannot go on.
+	Serve(accepting func()) error
+}
+
+// beginHooks calls what is to be called before anything is closed, once for each drain.
+func (l *loop) beginHooks() (called <-chan struct{}) {
+	if l.hooked {
+		return nil
+	}
+	l.hooked = true
+	l.setDraining(true)
+	return l.hook("OnDrain", l.p.OnDrain)
+}
+
+// setDraining lets Close of our own listeners return at once: Wait is what waits.
+func (l *loop) setDraining(draining bool) {
+	for _, ln := range l.listeners {
+		if own, ok := ln.(*listener); ok {
+			own.draining.Store(draining)
+		}
+	}
+}
+
+// drainTo drains all listeners side by side, to a successor, or nil at a stop. l.drained
+// brings nil when nothing is left, or why something is.
+func (l *loop) drainTo(s *handoff.Successor, quick bool) {
+	l.begun, l.deadline = time.Now(), time.Time{}
+	ctx := context.Background()
+	if l.p.TermTimeout > 0 {
+		l.deadline = l.begun.Add(l.p.TermTimeout)
+		ctx, l.cancel = context.WithDeadline(ctx, l.deadline)
+	} else {
+		ctx, l.cancel = context.WithCancel(ctx)
+	}
+	l.setState(stopping)
+	if s != nil {
+		l.setState(draining)
+	}
+	l.progress = progress{}
+	called := l.beginHooks()
+	drains := make([]func() error, 0, len(l.listeners)+2)
+	for _, ln := range l.listeners {
+		if d, ok := ln.(drainer); ok {
+			drains = append(drains, func() error { return d.Drain(ctx, handoff.Drain{To: s, Quick: quick}) })
+		} else {
+			drains = append(drains, func() error { return closeWithin(ctx, ln) })
+		}
+	}
+	drains = append(drains, func() error { return l.p.moved.drain(ctx, l.g.Predecessor, s != nil) })
+	if s == nil && l.main && l.p.namesMain() {
+		// When the main process ends, a service manager ends the others too.
+		drains = append(drains, func() error { waitFor(ctx, l.g.Predecessor.Gone()); return nil })
+	}
+	drained := make(chan error, 1)
+	l.drained = drained
+	timeout := l.p.TermTimeout
+	go func() {
+		if called != nil {
+			head, cancel := context.WithTimeout(ctx, hookHead)
+			waitFor(head, called)
+			cancel()
+		}
+		errs := make([]error, len(drains))
+		var wg sync.WaitGroup
+		for i, drain := range drains {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				errs[i] = drain()
+			}()
+		}
+		wg.Wait()
+		err := errors.Join(errs...)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = &timeoutError{timeout, left(l.listeners, &l.p.moved), err}
+		}
+		drained <- err
+	}()
+}
+
+func waitFor(ctx context.Context, done <-chan struct{}) {
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// A timeoutError says what is left when TermTimeout is over.
+type timeoutError struct {
+	timeout time.Duration
+	left    string
+	err     error // a context.DeadlineExceeded, and what else went wrong
+}
+
+func (e *timeoutError) Error() string {
+	text := fmt.Sprintf("grace: not drained within %v, left: %s", e.timeout, e.left)
+	var others []string
+	if joined, ok := e.err.(interface{ Unwrap() []error }); ok {
+		for _, err := range joined.Unwrap() {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				others = append(others, err.Error())
+			}
+		}
+	}
+	return strings.Join(append([]string{text}, others...), "; ")
+}
+
+func (e *timeoutError) Unwrap() error { return e.err }
+
+// closeWithin closes a listener that is not ours to pause.
+func closeWithin(ctx context.Context, l net.Listener) error {
+	closed := make(chan error, 1)
+	go func() { closed <- l.Close() }()
+	select {
+	case err := <-closed:
+		if errors.Is(err, net.ErrClosed) {
+			err = nil // the program was faster
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// refuse closes the sockets when nobody will accept on them here again. Where the
+// successor has closed them too, clients are refused, rather than to wait for our end.
+func (l *loop) refuse() { l.closeAll(true) }
+
+// closeAll ends the Accept calls of what was only paused. If connections are
+// left, Close goes on waiting for them, but we do not.
+func (l *loop) closeAll(left bool) {
+	for _, ln := range l.listeners {
+		if _, ok := ln.(drainer); !ok {
+			continue
+		}
+		if left {
+			go ln.Close()
+		} else {
+			ln.Close()
+		}
+	}
+}
+
+// resume accepts again after a successor has failed, and returns on how many listeners
+// that is not possible, and whether it is on any.
+func (l *loop) resume() (lost int, accepting bool) {
+	l.hooked = false
+	l.setDraining(false)
+	for _, ln := range l.listeners {
+		if d, ok := ln.(drainer); ok && d.Resume() {
+			accepting = true
+		} else {
+			lost++
+		}
+	}
+	return lost, accepting || len(l.listeners) == 0
+}
+
+// left says in words what is still open.
+func (l *loop) left() string { return left(l.listeners, &l.p.moved) }
+
+func left(listeners []Listener, moved *movedConns) string {
+	count, others := count(listeners, moved)
+	var parts []string
+	if count.Open > 0 {
+		kinds := ""
+		if of := kindsOf(count); of != "" {
+			kinds = " (" + of + ")"
+		}
+		parts = append(parts, fmt.Sprintf("%d %s%s, the oldest open for %v", count.Open, plural(count.Open, "connection"), kinds, since(count.Oldest)))
+	}
+	if others > 0 {
+		parts = append(parts, fmt.Sprintf("%d other %s", others, plural(others, "listener")))
+	}
+	if len(parts) == 0 {
+		return "no connections"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// count adds up what the listeners have, and how many cannot say.
+func count(listeners []Listener, moved *movedConns) (sum accept.Count, others int) {
+	for _, l := range listeners {
+		if d, ok := l.(drainer); ok {
+			sum.Add(d.Count())
+		} else {
+			others++
+		}
+	}
+	sum.Add(moved.count())
+	return sum, others
+}
+
+func kindsOf(c accept.Count) string {
+	var kinds []string
+	for _, k := range []struct {
+		n    int
+		name string
+	}{{c.HTTP2, "HTTP/2"}, {c.Hijacked, "hijacked"}} {
+		if k.n > 0 {
+			kinds = append(kinds, fmt.Sprintf("%d %s", k.n, k.name))
+		}
+	}
+	return strings.Join(kinds, ", ")
+}
+
+// A progress is how far a drain has been reported.
+type progress struct {
+	statuses int // one each second
+	lines    int
+}
+
+// due returns after how long the next line of the log is due: each minute at last.
+func (p progress) due() time.Duration {
+	first := []time.Duration{1, 2, 5, 10, 30}
+	if p.lines < len(first) {
+		return first[p.lines] * time.Second
+	}
+	return time.Duration(p.lines-len(first)+1) * time.Minute
+}
+
+// tick does what is to be done again and again.
+func (l *loop) tick() {
+	if !l.silent.IsZero() && time.Since(l.silent) >= giveUpTimeout {
+		l.silent = time.Time{}
+		if !l.successor.IsOriginal() {
+			l.p.logf("pid %d can say no more over the control socket, and runs: nothing more is moved to it", l.successor.Pid)
+		}
+	}
+	switch l.state {
+	case starting, lameDuck:
+		l.g.Manager.Tell(systemd.Patience)
+		return
+	case serving:
+		return
+	case standby:
+		if l.isLast() {
+			l.g.Manager.Tell(systemd.Patience)
+		}
+		return
+	}
+	took := time.Since(l.begun)
+	left := l.left()
+	if !isClosed(l.g.Predecessor.Drained()) {
+		left += fmt.Sprintf("; predecessor pid %d is still draining", l.g.PredecessorPid())
+	}
+	if took >= l.progress.due() {
+		for took >= l.progress.due() {
+			l.progress.lines++
+		}
+		l.p.logf("draining pid %d: %s", pid(), left)
+	}
+	stop := l.successor == nil || !l.asked.IsZero() && l.isLast()
+	if stop {
+		l.g.Manager.Tell(systemd.Patience)
+	}
+	if took < time.Duration(l.progress.statuses+1)*time.Second {
+		return
+	}
+	l.progress.statuses++
+	text := fmt.Sprintf("pid %d drains %s", pid(), left)
+	switch {
+	case stop:
+		l.g.Manager.Tell("STATUS=" + systemd.Escape("Stopping: "+left))
+	case l.main:
+		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; %s", l.successor.Pid, text)))
+	default:
+		l.successor.Status(text, false)
+	}
+}
+
+// logEnd says how the drain has ended.
+func (l *loop) logEnd() {
+	if l.begun.IsZero() {
+		return
+	}
+	sum, _ := count(l.listeners, &l.p.moved)
+	also := ""
+	if sum.Moved > 0 {
+		also += fmt.Sprintf("; %d %s moved", sum.Moved, plural(sum.Moved, "connection"))
+	}
+	for _, k := range []struct {
+		n    int
+		what string
+	}{{sum.Told, "told"}, {sum.Idle, "closed idle"}, {sum.Cut, "cut"}} {
+		if k.n > 0 {
+			also += fmt.Sprintf("; %d %s", k.n, k.what)
+		}
+	}
+	if l.drainErr != nil {
+		l.p.logf("pid %d ends after %v: %v%s", pid(), since(l.begun), l.drainErr, also)
+		return
+	}
+	l.p.logf("pid %d ends: drained within %v%s", pid(), since(l.begun), also)
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(time.Millisecond) }
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}

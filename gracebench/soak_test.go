@@ -1,0 +1,39 @@
+package main
+
+import (
+	"slices"
+	"testing"
+)
+
+func TestOneDescriptorMoreIsGrowth(t *testing.T) {
+	const mb = 1 << 20
+	first := soakSample{InUse: 4 * mb, Resident: 14 * mb, Descriptors: 76, Goroutines: 72, Processes: 1}
+	if grown := growths(first, first); grown != nil {
+		t.Errorf("the same has grown: %v", grown)
+	}
+	last := soakSample{InUse: 4*mb + mb/2, Resident: 13 * mb, Descriptors: 70, Goroutines: 74, Processes: 1}
+	if grown := growths(first, last); grown != nil {
+		t.Errorf("noise has grown: %v", grown)
+	}
+	for what, last := range map[string]soakSample{
+		"heap and stacks from 4,194,304 to 8,388,608":   {InUse: 8 * mb},
+		"resident memory from 14,680,064 to 20,971,520": {Resident: 20 * mb},
+		"descriptors from 76 to 77":                     {Descriptors: 77},
+		"goroutines from 72 to 75":                      {Goroutines: 75},
+		"processes from 1 to 2":                         {Processes: 2},
+	} {
+		if grown := growths(first, last); !slices.Equal(grown, []string{what}) {
+			t.Errorf("%v, want %s", grown, what)
+		}
+	}
+}
+
+func TestSoakOfAFewRestartsIsFlat(t *testing.T) {
+	cfg := testConfig(t)
+	if !procKnown {
+		t.Skip("needs /proc")
+	}
+	if err := benchSoak(t.Context(), cfg, 4); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,297 @@
+//go:build unix
+
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// A birth is what this process was started with. It does not change: what the program
+// does to os.Args and the environment later is not for its successors.
+type birth struct {
+	args        []string
+	env         []string
+	dir         string // by the name that the shell had for it: a successor follows its symlinks anew
+	dirErr      error
+	file        string // the program's own path, if args[0] does not lead to it
+	ppid        int
+	parent      parent
+	descriptors int   // announced ones, from firstFD on, that were there; close-on-exec since
+	adopted     []int // those of them that have become something else
+
+	control    *control // nil without one
+	supervisor *net.UnixConn
+	err        error // what was wrong with these two
+}
+
+// born is set before main starts.
+var born = inherit()
+
+// inherit is all that happens before main: what is inherited becomes close-on-exec, and
+// our variables leave the environment, before anybody can start a process.
+func inherit() *birth {
+	b := &birth{args: slices.Clone(os.Args), env: os.Environ(), ppid: os.Getppid()}
+	b.dir, b.dirErr = os.Getwd()
+	b.closeOnExec()
+	supervisor, supervisorErr := b.announcedFD(envSupervisor)
+	control, controlErr := b.announcedFD(envControl)
+	if control >= 0 && control != firstFD+b.announcedSockets() {
+		control, controlErr = -1, fmt.Errorf("%s=%d is not the descriptor after the sockets", envControl, control)
+	}
+	if b.getenv(envFDs) != "" {
+		b.parent = parentOf(b.ppid)
+	}
+	if supervisor >= 0 {
+		b.supervisor, supervisorErr = b.takeConn(supervisor, envSupervisor)
+	}
+	switch {
+	case b.getenv(envControl) == "":
+	case b.passedOn(control):
+		controlErr = nil
+	case controlErr == nil:
+		b.control, controlErr = b.openControl(control)
+	}
+	b.err = errors.Join(controlErr, supervisorErr)
+	if len(b.args) > 0 && !leadsHere(b.args[0], b.dir) {
+		b.file, _ = os.Executable()
+	}
+	return b
+}
+
+// getenv is os.Getenv as it was at the start.
+func (b *birth) getenv(name string) string {
+	for _, v := range b.env {
+		if n, value, _ := strings.Cut(v, "="); n == name {
+			return value
+		}
+	}
+	return ""
+}
+
+// closeOnExec looks at the descriptors that were announced to the process. One
+// that was inherited is not close-on-exec (exec would have closed it), one of
+// the Go runtime's own is: so a number too large never reaches beyond what was
+// inherited.
+func (b *birth) closeOnExec() {
+	announced := b.announcedSockets()
+	for _, name := range []string{envControl, envSupervisor} {
+		if b.getenv(name) != "" {
+			announced++ // it comes after the sockets
+		}
+	}
+	for ; b.descriptors < announced; b.descriptors++ {
+		fd := firstFD + b.descriptors
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+		if errno != 0 || flags&syscall.FD_CLOEXEC != 0 {
+			return
+		}
+		syscall.CloseOnExec(fd)
+	}
+}
+
+// announcedSockets is how many there should be, as far as that can be known.
+func (b *birth) announcedSockets() int {
+	n, _ := strconv.Atoi(b.getenv(envFDs))
+	return min(max(n, 0), 1<<20)
+}
+
+// announcedFD returns the descriptor that a variable names, or -1, and removes
+// the variable.
+func (b *birth) announcedFD(name string) (int, error) {
+	v := b.getenv(name)
+	os.Unsetenv(name)
+	if v == "" {
+		return -1, nil
+	}
+	fd, err := strconv.Atoi(v)
+	if err != nil || fd < firstFD || fd >= firstFD+b.descriptors {
+		return -1, fmt.Errorf("%s=%q is not an inherited descriptor", name, v)
+	}
+	return fd, nil
+}
+
+// passedOn reports whether the control socket was not meant for us, but for our parent:
+// that is built on facebookgo/grace, and was started by one built on this library.
+// It has passed on the variable and the descriptor without knowing.
+func (b *birth) passedOn(control int) bool {
+	if b.parent.original() {
+		if control >= 0 {
+			b.adopted = append(b.adopted, control)
+			syscall.Close(control)
+		}
+		return true
+	}
+	return false
+}
+
+// openControl opens the control socket and says that we speak its protocol.
+func (b *birth) openControl(fd int) (*control, error) {
+	conn, err := b.takeConn(fd, envControl)
+	if err != nil {
+		return nil, err
+	}
+	c := newControl(conn)
+	if err := c.send(kindHello, helloBody{Takes: true, Moves: true}); err != nil {
+		// The predecessor has ended meanwhile. Its sockets are still ours.
+		if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+			c.close()
+			return nil, fmt.Errorf("%s=%d: %w", envControl, fd, err)
+		}
+	}
+	return c, nil
+}
+
+func (b *birth) takeConn(fd int, name string) (*net.UnixConn, error) {
+	b.adopted = append(b.adopted, fd)
+	c, err := newUnixConn(fd)
+	if err != nil {
+		return nil, fmt.Errorf("%s=%d: %w", name, fd, err)
+	}
+	return c, nil
+}
+
+// closeInherited closes what has not become something else.
+func (b *birth) closeInherited() {
+	for fd := firstFD; fd < firstFD+b.descriptors; fd++ {
+		if !slices.Contains(b.adopted, fd) {
+			syscall.Close(fd)
+		}
+	}
+}
+
+// listening reports whether the first n announced descriptors are listening sockets.
+func (b *birth) listening(n int) bool {
+	if n > b.descriptors {
+		return false
+	}
+	for fd := firstFD; fd < firstFD+n; fd++ {
+		if is, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil || is == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// leadsHere reports whether args[0] leads to the file that runs. It may have been made
+// up, as by exec -a.
+func leadsHere(name, dir string) bool {
+	self, err := os.Executable()
+	if err != nil {
+		return true // nothing better is known
+	}
+	path, err := lookUp(name)
+	if err == nil && !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	return err == nil && sameFile(path, self)
+}
+
+// lookUp finds the program anew, as it was given: a file that was replaced, or
+// a symlink that was moved, is what runs.
+func lookUp(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil // relative to the directory of the start
+	}
+	path, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrDot) {
+		err = nil
+	}
+	return path, err
+}
+
+func sameFile(a, b string) bool {
+	is, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(is, other)
+}
+
+// load makes of what was inherited what it is. On an error nothing is.
+func (g *Generation) load() {
+	b := born
+	g.ppid = b.ppid
+	g.Manager = newManager(g, b)
+	unsetenv(managing...)
+	if b.err != nil {
+		unsetenv(announcing...)
+		g.inheritNothing(b.err)
+		return
+	}
+	a, err := readEnv(who{
+		getenv: b.getenv, pid: os.Getpid(),
+		control: b.control != nil,
+		// If the control socket was passed on, the supervisor is not what has started us.
+		supervised: b.supervisor != nil && !(b.getenv(envControl) != "" && b.control == nil),
+		parent:     b.parent,
+		listening:  b.listening,
+	})
+	unsetenv(announcing...) // also what has leaked to us, and would to our children
+	if err != nil {
+		g.inheritNothing(err)
+		return
+	}
+	if a.origin == Fresh {
+		return
+	}
+	if err := g.inherit(a); err != nil {
+		g.Err = err
+		g.closeUnused()
+		return
+	}
+	if a.count > 0 {
+		// Programs that were written for facebookgo/grace ask for it until they are ready.
+		os.Setenv(envFDs, strconv.Itoa(a.count))
+		os.Setenv(envPID, strconv.Itoa(os.Getpid()))
+	}
+}
+
+// inheritNothing closes what was handed to us, since something is wrong with it.
+func (g *Generation) inheritNothing(err error) {
+	g.Err = err
+	born.closeInherited()
+}
+
+// inherit turns the announced descriptors into sockets.
+func (g *Generation) inherit(a announcement) error {
+	if a.count > born.descriptors {
+		g.inheritNothing(fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+born.descriptors))
+		return g.Err
+	}
+	for i := range a.count {
+		s := &Socket{Activated: a.origin == Activated, index: i}
+		if len(a.names) == a.count {
+			s.Name = a.names[i]
+		}
+		s.open(firstFD + i)
+		g.unused = append(g.unused, s)
+	}
+	g.Origin = a.origin
+	if a.origin != Succeeded {
+		return nil
+	}
+	p := newPredecessor(g, born.control)
+	g.Predecessor = p
+	if err := p.receiveState(); errors.Is(err, syscall.EMFILE) {
+		p.control.close()
+		p.end()
+		return err
+	} else if err != nil {
+		// The sockets are here and work. Only what was asked for them is
+		// unknown, and they can be found by what they are bound to.
+		g.Logf("grace: what the predecessor has to say is not known: %v; serving its sockets all the same", err)
+	}
+	g.Number = p.number() + 1
+	go p.receive()
+	return nil
+}

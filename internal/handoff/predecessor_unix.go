@@ -1,0 +1,316 @@
+//go:build unix
+
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// stateTimeout bounds the wait for a predecessor's words about the sockets. It
+// says them right after starting us.
+const stateTimeout = 3 * time.Second
+
+// A Predecessor is the process that started this one, and hands over to it. Its methods
+// may be called from several goroutines, and do nothing for a nil Predecessor.
+type Predecessor struct {
+	Pid int
+
+	g       *Generation
+	control *control
+	gone    chan struct{} // closed when it has ended, or can say no more
+	drained chan struct{} // closed when its drain is over
+	stop    chan struct{} // closed when it was told to stop the service
+	once    [2]sync.Once  // for the last two
+	status  chan Status   // its latest word about its drain, see Statuses
+	states  map[string][]byte
+
+	readying  sync.Mutex // guards what follows: only one of them becomes true
+	saidReady bool
+	givenUp   bool // it no longer waits for us
+
+	taking    sync.Mutex // held while a batch is taken; guards what follows
+	receivers map[int]func([]*os.File, []Waiting)
+	onMove    func(net.Conn, []byte)
+}
+
+// A Status is what a predecessor says of its drain.
+type Status struct {
+	Text string
+	Main bool // this process is the service manager's main process now
+}
+
+func newPredecessor(g *Generation, c *control) *Predecessor {
+	p := &Predecessor{
+		Pid:       peerPid(c.conn),
+		g:         g,
+		control:   c,
+		gone:      make(chan struct{}),
+		drained:   make(chan struct{}),
+		stop:      make(chan struct{}),
+		status:    make(chan Status, 1),
+		states:    map[string][]byte{},
+		receivers: map[int]func([]*os.File, []Waiting){},
+	}
+	if p.Pid == 0 {
+		p.Pid = g.ppid
+	}
+	return p
+}
+
+// Gone is closed once there is no predecessor.
+func (p *Predecessor) Gone() <-chan struct{} {
+	if p == nil {
+		return closed
+	}
+	return p.gone
+}
+
+// Drained is closed once no predecessor is left that could still hand connections over:
+// its drain is over, though it may stand by.
+func (p *Predecessor) Drained() <-chan struct{} {
+	if p == nil {
+		return closed
+	}
+	return p.drained
+}
+
+// Stop is closed when the predecessor, the service manager's main process, was told to
+// stop: the service is meant.
+func (p *Predecessor) Stop() <-chan struct{} {
+	if p == nil {
+		return nil
+	}
+	return p.stop
+}
+
+// Statuses brings what the predecessor last said of its drain.
+func (p *Predecessor) Statuses() <-chan Status {
+	if p == nil {
+		return nil
+	}
+	return p.status
+}
+
+// receiveState waits for the predecessor's words about what we inherit.
+func (p *Predecessor) receiveState() error {
+	p.control.conn.SetReadDeadline(time.Now().Add(stateTimeout))
+	defer p.control.conn.SetReadDeadline(time.Time{})
+	g, listener := p.g, 0
+	for {
+		m, err := p.control.receive()
+		if err != nil {
+			return err
+		}
+		switch m.kind {
+		case kindSocket:
+			var b socketBody
+			if err := m.decode(&b); err != nil {
+				closeAll(m.fds)
+				return err
+			}
+			if b.Kind != Listener {
+				if m.truncated {
+					closeAll(m.fds)
+					return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
+				}
+				for _, fd := range m.fds {
+					s := &Socket{Network: b.Network, Address: b.Address, Name: b.Name, Activated: b.Activated, index: -1}
+					if b.Kind == File {
+						s.Kind, s.Open = File, os.NewFile(uintptr(fd), b.Name)
+					} else {
+						s.open(fd)
+					}
+					g.unused = append(g.unused, s)
+				}
+				continue
+			}
+			if listener < len(g.unused) && g.unused[listener].index == listener {
+				s := g.unused[listener]
+				s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+			}
+			listener++
+		case kindState:
+			var b stateBody
+			if err := m.decode(&b); err != nil {
+				return err
+			}
+			p.states[b.Name] = b.Value
+		case kindBegin:
+			return nil
+		}
+		closeAll(m.fds) // of no use to us
+	}
+}
+
+// number is which generation it is: 1 is the first.
+func (p *Predecessor) number() int {
+	n, _ := strconv.Atoi(string(p.states[numberState]))
+	return max(n, 1)
+}
+
+// receive takes what the predecessor sends until it ends.
+func (p *Predecessor) receive() {
+	defer p.end()
+	for {
+		m, err := p.control.receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, net.ErrClosed) {
+				p.g.Logf("grace: control socket of the predecessor: %v; no more connections are taken over", err)
+			}
+			p.control.close()
+			return
+		}
+		switch m.kind {
+		case kindConns:
+			p.takeConns(m)
+			continue
+		case kindMove:
+			p.takeMoved(m)
+			continue
+		case kindStatus:
+			var b statusBody
+			if m.decode(&b) == nil {
+				p.say(Status(b))
+			}
+		case kindGiveUp:
+			p.giveUp()
+		case kindStop:
+			p.once[0].Do(func() { close(p.stop) })
+		case kindDrained:
+			p.once[1].Do(func() { close(p.drained) })
+		}
+		closeAll(m.fds)
+	}
+}
+
+func (p *Predecessor) end() {
+	p.once[1].Do(func() { close(p.drained) })
+	close(p.gone)
+}
+
+// say makes a status the latest. Only this goroutine does so.
+func (p *Predecessor) say(s Status) {
+	select {
+	case unread := <-p.status:
+		s.Main = s.Main || unread.Main
+	default:
+	}
+	p.status <- s
+}
+
+// giveUp lets this process not become ready any more. The end of our words says so to
+// the predecessor; if it is too late for that, it hears that we are ready instead.
+func (p *Predecessor) giveUp() {
+	p.readying.Lock()
+	defer p.readying.Unlock()
+	if !p.saidReady {
+		p.givenUp = true
+		p.control.shutdown()
+	}
+}
+
+// ready tells the predecessor that we serve, on these listening sockets of its.
+func (p *Predecessor) ready(kept []int) error {
+	p.readying.Lock()
+	var err error
+	if !p.givenUp {
+		err = p.control.send(kindReady, readyBody{kept})
+		p.saidReady = err == nil
+	}
+	p.readying.Unlock()
+	if err != nil {
+		<-p.gone // all that it had to say is read
+	}
+	p.readying.Lock()
+	defer p.readying.Unlock()
+	if p.givenUp {
+		return ErrGivenUp
+	}
+	if err != nil {
+		p.g.Logf("grace: the predecessor ended before we were ready; serving on")
+	}
+	return nil
+}
+
+// Waiting tells the predecessor that this process runs Wait.
+// It is told before this process can be ready.
+func (p *Predecessor) Waiting() {
+	if p != nil {
+		p.control.send(kindWaits, nil)
+	}
+}
+
+// StepDown tells a predecessor that still drains not to take over again when
+// we end: we are stopping, or have a successor of our own.
+func (p *Predecessor) StepDown(stopping bool) { p.post(kindStepDown, stepDownBody{stopping}) }
+
+// ServeAgain tells a predecessor that StepDown no longer holds: our own successor has
+// failed.
+func (p *Predecessor) ServeAgain() { p.post(kindServeAgain, nil) }
+
+func (p *Predecessor) post(k kind, body any) {
+	if p != nil && !isClosed(p.gone) {
+		p.control.post(k, body)
+	}
+}
+
+// Flush waits until the predecessor was told all, but no longer than the timeout.
+func (p *Predecessor) Flush(timeout time.Duration) {
+	if p != nil && !isClosed(p.gone) {
+		p.control.flush(timeout)
+	}
+}
+
+// receiver lets take have the connections of one of its listeners; nil refuses them.
+func (p *Predecessor) receiver(index int, take func([]*os.File, []Waiting)) {
+	p.taking.Lock()
+	defer p.taking.Unlock()
+	if take != nil {
+		p.receivers[index] = take
+	} else {
+		delete(p.receivers, index)
+	}
+}
+
+// OnMove lets take have the connections that the predecessor's program moves. They are
+// take's to close.
+func (p *Predecessor) OnMove(take func(net.Conn, []byte)) {
+	if p != nil {
+		p.taking.Lock()
+		p.onMove = take
+		p.taking.Unlock()
+	}
+}
+
+// HasOnMove reports whether somebody has them.
+func (p *Predecessor) HasOnMove() bool {
+	if p == nil {
+		return false
+	}
+	p.taking.Lock()
+	defer p.taking.Unlock()
+	return p.onMove != nil
+}
+
+// sparedFDs is how many descriptors shall be left when connections are taken: to
+// serve them takes some.
+const sparedFDs = 16
+
+// nearLimit reports whether new descriptors come near to the process's limit. A
+// new one gets the lowest number that is free.
+func nearLimit(fds []int) bool {
+	var limit syscall.Rlimit
+	if len(fds) == 0 || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return false
+	}
+	return uint64(slices.Max(fds)+sparedFDs) >= uint64(limit.Cur)
+}
