@@ -86,6 +86,14 @@ func (c *client) servedBy(p *driver.Process) {
 	}
 }
 
+// say sends a line that p answers with a text that contains want.
+func (c *client) say(line string, p *driver.Process, want string) {
+	c.t.Helper()
+	if pid, answer := c.ask(line); pid != p.Pid || !strings.Contains(answer, want) {
+		c.t.Fatalf("pid %d answers %q to %q, want pid %d, and %q in it", pid, answer, line, p.Pid, want)
+	}
+}
+
 // child returns what a process finds that the server starts.
 func (c *client) child() kit.Child {
 	c.t.Helper()

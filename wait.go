@@ -180,7 +180,7 @@ func (l *loop) run() error {
 
 		case <-cancelled:
 			cancelled = nil
-			l.serviceStops(context.Cause(l.ctx).Error())
+			l.stopAsked(context.Cause(l.ctx).Error(), false)
 
 		case <-unsupervised:
 			unsupervised = nil
@@ -364,19 +364,30 @@ func (l *loop) stopSignal(sig os.Signal) {
 		handoff.FlushLog(logTimeout)
 		die(sig)
 	}
+	if l.state == starting {
+		l.stopRestart(sig, func() { l.stopSignal(sig) })
+		return
+	}
+	l.stopAsked(sig.String(), sig == os.Interrupt)
+}
+
+// stopAsked stops this process.
+func (l *loop) stopAsked(reason string, quick bool) {
 	switch l.state {
 	case serving:
-		l.p.logf("%v: stopping pid %d", sig, pid())
-		l.stop(sig == os.Interrupt)
+		l.p.logf("%s: stopping pid %d", reason, pid())
+		l.stop(quick)
 	case starting:
-		l.stopRestart(sig, func() { l.stopSignal(sig) })
+		l.stopRestart(nil, func() { l.stopAsked(reason, quick) })
 	case lameDuck:
-		l.p.logf("%v: stopping pid %d", sig, pid())
-		l.asked = time.Now()
-		l.beginStop(true)
+		if quick {
+			l.p.logf("%s: stopping pid %d", reason, pid())
+			l.asked = time.Now()
+			l.beginStop(true)
+		}
 	case draining, standby:
 		// The successor does not hear of it, unless the service is meant.
-		l.p.logf("%v: pid %d is ending already; left: %s", sig, pid(), l.left())
+		l.p.logf("%s: pid %d is ending already; left: %s", reason, pid(), l.left())
 		l.stopAfterHandOver()
 	case stopping: // a server has failed
 		l.asked = time.Now()
@@ -389,14 +400,13 @@ func (l *loop) isSame() bool { return !l.asked.IsZero() && time.Since(l.asked) <
 // serviceStops stops this process, and a successor.
 func (l *loop) serviceStops(reason string) {
 	switch l.state {
-	case serving:
-		l.p.logf("%s: stopping pid %d", reason, pid())
-		l.stop(false)
 	case starting:
 		l.stopRestart(nil, func() { l.serviceStops(reason) })
 	case draining, standby:
 		l.successor.Stop()
 		l.stopAfterHandOver()
+	case serving:
+		l.stopAsked(reason, false)
 	}
 }
 
@@ -638,7 +648,7 @@ func (l *loop) end() error {
 		l.g.Predecessor.Flush(partTimeout / 4)
 		l.p.removePIDFile()
 	}
-	l.closeAll(l.drainErr != nil)
+	l.closeAll(l.err != nil)
 	l.logEnd()
 	if s != nil && !l.gone {
 		l.passOnLate(wasMain)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -164,19 +163,11 @@ func (c *chaos) prepare() error {
 	if err != nil {
 		return err
 	}
-	from, err := os.Open(self)
+	program, err := os.ReadFile(self)
 	if err != nil {
 		return err
 	}
-	defer from.Close()
-	to, err := os.OpenFile(filepath.Join(c.dir, "good"), os.O_CREATE|os.O_WRONLY, 0o700)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(to, from); err != nil {
-		return err
-	}
-	return to.Close()
+	return os.WriteFile(filepath.Join(c.dir, "good"), program, 0o700)
 }
 
 // deploy makes v what the next restart starts.
@@ -242,7 +233,9 @@ func (c *chaos) round(ctx context.Context) error {
 		return err
 	}
 	c.ledger.begin()
-	if err := old.process.Signal(c.cfg.signal); err != nil {
+	if err := old.process.Signal(c.cfg.signal); errors.Is(err, os.ErrProcessDone) {
+		return nil // it has just handed over, in the restart before
+	} else if err != nil {
 		return fmt.Errorf("signalling process %d: %w", old.pid, err)
 	}
 	if strings.HasPrefix(a.name, "new") {

@@ -184,7 +184,7 @@ func benchMain() error {
 	case full:
 		cfg.restarts, cfg.rapid = 100, 50
 	default:
-		cfg.restarts, cfg.rapid, cfg.budget = 100, 50, 9*time.Second
+		cfg.restarts, cfg.rapid, cfg.budget = 100, 50, 8500*time.Millisecond
 	}
 	if cfg.short {
 		cfg.steady = 300 * time.Millisecond

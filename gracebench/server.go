@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
@@ -223,7 +224,7 @@ func (c *control) answer() {
 		if collect {
 			// Twice: the first collection only moves pooled memory to where the second one frees it.
 			runtime.GC()
-			runtime.GC()
+			debug.FreeOSMemory()
 		}
 		u := readUsage()
 		if collect {

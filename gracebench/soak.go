@@ -21,26 +21,35 @@ type soakSample struct {
 	Processes   int // of the server
 }
 
-// benchSoak restarts a server many times, with connections that are used during and after each restart, and looks
-// whether the generations grow.
+// benchSoak restarts a server many times, and looks whether the generations grow.
 func benchSoak(ctx context.Context, cfg config, restarts int) error {
+	samples, all, err := runSoak(ctx, cfg, restarts)
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	} else if err != nil {
+		return err
+	}
+	return reportSoak(cfg, samples, all)
+}
+
+// runSoak uses its connections during and after each restart; a lost request is an error.
+func runSoak(ctx context.Context, cfg config, restarts int) (samples []soakSample, all *row, err error) {
 	t, err := startTarget(ctx, cfg, serverConfig{addr: "127.0.0.1:0", proto: "http", listeners: 4})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer t.stop(ctx)
 	conns, err := openIdle(ctx, t.addr, soakConns)
 	defer conns.close()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	line := newProgress(cfg)
 	defer line.close()
 	line.follow("soak", time.Duration(restarts)*100*time.Millisecond, t.soFar)
 
-	all := row{Requests: soakConns}
+	all = &row{Requests: soakConns}
 	var last []soakSample // of the last restarts
-	var samples []soakSample
 	points := []int{max(1, restarts/100), max(1, restarts/10), max(1, restarts/2), restarts}
 	for n := 1; n <= restarts; n++ {
 		var new *generation
@@ -50,16 +59,16 @@ func benchSoak(ctx context.Context, cfg config, restarts int) error {
 			return err
 		})
 		if err != nil {
-			return t.withLog(fmt.Errorf("restart %d: %w", n, err))
+			return nil, nil, t.withLog(fmt.Errorf("restart %d: %w", n, err))
 		}
 		_, unused, err := conns.use(ctx)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		all.Restarts++
 		all.Requests += len(took) + len(conns)
 		if all.Lost += lost + unused; all.Lost > 0 {
-			return t.withLog(errors.New(verdict([]*row{&all})))
+			return nil, nil, t.withLog(errors.New(verdict([]*row{all})))
 		}
 		// Only what is looked at is worth a collection.
 		i, _ := slices.BinarySearch(points, n)
@@ -68,7 +77,7 @@ func benchSoak(ctx context.Context, cfg config, restarts int) error {
 		}
 		one, err := t.sample(ctx, new, n)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		last = append(last, one)
 		if n == points[i] {
@@ -76,8 +85,7 @@ func benchSoak(ctx context.Context, cfg config, restarts int) error {
 			last = nil
 		}
 	}
-	line.pause()
-	return reportSoak(cfg, samples, &all)
+	return samples, all, nil
 }
 
 func (t *target) sample(ctx context.Context, g *generation, restarts int) (soakSample, error) {

@@ -315,7 +315,12 @@ func (l *timeline) draw(b *strings.Builder, top float64) {
 		fmt.Fprintf(b, `<text class="text" text-anchor="%s" x="%.1f" y="%.0f">%s</text>`+"\n", anchor, plotX(t)+dx, lanes-7, words)
 	}
 	when(0, "", "end", -6, "signal")
-	when(min(l.gone, timelineTo), "gone", "start", 6, "old process ended")
+	gone := min(l.gone, timelineTo)
+	if gone < timelineTo/2 {
+		when(gone, "gone", "start", 6, "old process ended")
+	} else {
+		when(gone, "gone", "end", -6, "old process ended")
+	}
 }
 
 func plotX(t time.Duration) float64 {

@@ -19,9 +19,6 @@ import (
 // tellTimeout is how long one who tells the successor much keeps others from it.
 const tellTimeout = 100 * time.Millisecond
 
-// endTimeout is how long a successor that can say no more may take to end by itself.
-const endTimeout = 500 * time.Millisecond
-
 // A Successor is a process that was started to take our place. Whoever has called Start
 // owns it, and receives what Events brings.
 type Successor struct {

@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
+	"fmt"
 	"io/fs"
 	"log"
 	"net"
@@ -47,7 +49,57 @@ func newProcess(f *kit.Flags) *grace.Process {
 	if f.LogPrefix != "" {
 		p.Logger = log.New(os.Stdout, f.LogPrefix, 0)
 	}
+	if *hooks {
+		p.LameDuck = *lameDuck
+		p.OnReady = func() { kit.Event("on-ready") }
+		p.OnDrain = func() { kit.Event("on-drain") }
+		p.OnMove = func(c net.Conn, state []byte) {
+			kit.Event("on-move", "state", string(state))
+			movable(p, c)
+		}
+	}
 	return p
+}
+
+// What the mode grace has for hooks.
+var (
+	hooks    = flag.Bool("hooks", false, "Say when hooks are called, and move connections on the line \"move\".")
+	lameDuck = flag.Duration("lame-duck", 0, "How long to serve on after SIGTERM.")
+	cleanUp  = flag.Bool("clean-up", false, "Stay when Wait has returned, until the fault \"clean-up\" is cleared.")
+)
+
+// movable serves a connection as kit.Echo does, but that the line "move STATE" moves it to
+// the successor.
+func movable(p *grace.Process, c net.Conn) {
+	for {
+		line, err := readLine(c)
+		if err != nil {
+			c.Close()
+			return
+		}
+		if state, ok := strings.CutPrefix(line, "move "); ok {
+			if err := p.Move(c, []byte(state)); err != nil {
+				fmt.Fprintf(c, "%d %v\n", os.Getpid(), err)
+				continue
+			}
+			return
+		}
+		fmt.Fprintf(c, "%d %s\n", os.Getpid(), line)
+	}
+}
+
+// readLine reads a byte at a time: what follows is for whoever has the connection then.
+func readLine(c net.Conn) (string, error) {
+	var line []byte
+	for b := make([]byte, 1); ; {
+		if _, err := c.Read(b); err != nil {
+			return "", err
+		}
+		if b[0] == '\n' {
+			return string(line), nil
+		}
+		line = append(line, b[0])
+	}
 }
 
 // stream serves the way in which programs were written for facebookgo/grace.
@@ -56,12 +108,38 @@ func stream(f *kit.Flags, p process) error {
 	if err != nil {
 		return err
 	}
-	serve(listeners)
+	if gp, ok := p.(*grace.Process); ok && *hooks {
+		onDrain := gp.OnDrain
+		gp.OnDrain = func() {
+			onDrain()
+			if f.Faulty("close-listeners") { // as GracefulStop does
+				for _, l := range listeners {
+					l.Close()
+				}
+				kit.Event("closed")
+			}
+		}
+		serveEach(listeners, func(c net.Conn) { movable(gp, c) })
+		go func() {
+			if gp.WaitParent(context.Background()) == nil {
+				kit.Event("parent-drained")
+			}
+		}()
+	} else {
+		serve(listeners)
+	}
 	if err := p.CloseParent(); err != nil {
 		return err
 	}
 	go readyInWait(f, listeners)
-	return p.Wait(listeners)
+	err = p.Wait(listeners)
+	if *cleanUp {
+		kit.Event("cleaning-up")
+		for f.Faulty("clean-up") {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	return err
 }
 
 // preStart is a hook that fails by the fault "prestart".
@@ -248,7 +326,9 @@ func inheritOrListen(p process, f *kit.Flags, wrap func(grace.Listener) grace.Li
 	return listeners, nil
 }
 
-func serve(listeners []grace.Listener) {
+func serve(listeners []grace.Listener) { serveEach(listeners, kit.Echo) }
+
+func serveEach(listeners []grace.Listener, serve func(net.Conn)) {
 	for _, l := range listeners {
 		go func() {
 			for {
@@ -261,7 +341,7 @@ func serve(listeners []grace.Listener) {
 					time.Sleep(10 * time.Millisecond)
 					continue
 				}
-				go kit.Echo(c)
+				go serve(c)
 			}
 		}()
 	}

@@ -14,7 +14,9 @@ import (
 )
 
 func main() {
-	flag.Bool("supervise", false, "Has no effect.")
+	for _, name := range []string{"supervise", "hooks"} {
+		flag.Bool(name, false, "Has no effect.")
+	}
 	kit.Lifeline()
 	kit.Event("start")
 	f := kit.Parse()
