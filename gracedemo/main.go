@@ -15,6 +15,7 @@
 //
 // With -supervise a parent stays while generations come and go, for a terminal, a
 // container, or supervisord; -pidfile names a file for the pid of the one that serves.
+// Behind a load balancer, which asks /ready, -lame-duck gives it time to notice a stop.
 // The addresses (-a0, -a1, -a2) are as in gracehttp.Serve: "unix:/path" and
 // "systemd:NAME" too.
 package main
@@ -42,6 +43,7 @@ var (
 	pidFile   = flag.String("pidfile", "", "File to keep the process id in.")
 	restart   = flag.Bool("restart", false, "Restart the demo that serves the zero address, and wait for the outcome.")
 	store     = flag.Bool("store", false, "Have systemd keep the listening sockets over a crash; 254 and later say by themselves that they can.")
+	lameDuck  = flag.Duration("lame-duck", 0, "How long to serve on after SIGTERM, and to say at /ready that the end is near.")
 	supervise = flag.Bool("supervise", false, "Keep this process as the parent of all that follow.")
 	started   = time.Now()
 )
@@ -56,7 +58,7 @@ func main() {
 			log.Fatal(err)
 		}
 	}
-	options := []gracehttp.Option{gracehttp.PIDFile(*pidFile)}
+	options := []gracehttp.Option{gracehttp.PIDFile(*pidFile), gracehttp.LameDuck(*lameDuck)}
 	if *store || os.Getenv("FDSTORE") != "" { // see systemd.exec(5)
 		options = append(options, gracehttp.StoreListeners())
 	}
@@ -86,6 +88,7 @@ func newHandler(name string) http.Handler {
 			name, started, duration.Nanoseconds(), os.Getpid())
 	})
 	mux.HandleFunc("POST /restart", serveRestart)
+	mux.Handle("/ready", gracehttp.ReadyHandler())
 	return mux
 }
 

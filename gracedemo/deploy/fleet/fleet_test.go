@@ -118,7 +118,7 @@ func TestRollingRestartLosesNothing(t *testing.T) {
 		for _, u := range instances {
 			before := u.MainPID()
 			u.Do(verb)
-			driver.Eventually(t, u.Name+" to have another main process", func() bool { pid := u.MainPID(); return pid != 0 && pid != before })
+			u.AwaitAnotherMain(before)
 			for _, l := range loads {
 				l.answers.More(t, 50)
 			}

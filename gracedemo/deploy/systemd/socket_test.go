@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
@@ -179,7 +178,7 @@ Service=datagrams.service
 		if verb == "stop" {
 			exchange("udp", "lazy start again")
 		}
-		driver.Eventually(t, "a new main process", func() bool { pid := service.MainPID(); return pid != 0 && pid != old })
+		service.AwaitAnotherMain(old)
 		service.Await("SubState", "running")
 		if by := exchange("udp", "after the "+verb); by == old {
 			t.Errorf("after a %s pid %d still answers", verb, by)

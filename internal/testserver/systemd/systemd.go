@@ -124,7 +124,7 @@ func runBox(dir string, programs []string) (status int, err error) {
 	}
 	var run strings.Builder
 	// The tests wait more than they work.
-	fmt.Fprintf(&run, "#!/bin/sh\ncd package && %s=%s exec ../tests -test.parallel=8", envInside, quote(dir))
+	fmt.Fprintf(&run, "#!/bin/sh\ncd package && %s=%s exec ../tests -test.parallel=12", envInside, quote(dir))
 	for _, arg := range os.Args[1:] {
 		// What go test uses to know which files a test has read.
 		if !strings.HasPrefix(arg, "-test.testlogfile=") {

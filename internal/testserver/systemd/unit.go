@@ -161,14 +161,28 @@ func (u *Unit) MainPID() int {
 func (u *Unit) Await(property, pattern string) string {
 	u.tb.Helper()
 	expr := regexp.MustCompile("^(?:" + pattern + ")$")
+	return u.await(property, fmt.Sprintf("%q", pattern), expr.MatchString)
+}
+
+// AwaitAnotherMain waits until there is a main process that is none of these.
+func (u *Unit) AwaitAnotherMain(than ...int) {
+	u.tb.Helper()
+	u.await("MainPID", fmt.Sprintf("another than %d", than), func(is string) bool {
+		pid, err := strconv.Atoi(is)
+		return err == nil && pid != 0 && !slices.Contains(than, pid)
+	})
+}
+
+func (u *Unit) await(property, what string, done func(is string) bool) string {
+	u.tb.Helper()
 	// Each look is a process of its own, which others may need the processor for.
-	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(30 * time.Millisecond) {
+	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(100 * time.Millisecond) {
 		is := u.Get(property)
-		if expr.MatchString(is) {
+		if done(is) {
 			return is
 		}
 		if time.Now().After(deadline) {
-			u.tb.Fatalf("waited %v for %s of %s to be %q: it is %q", driver.Patience, property, u.Name, pattern, is)
+			u.tb.Fatalf("waited %v for %s of %s to be %s: it is %q", driver.Patience, property, u.Name, what, is)
 		}
 	}
 }
