@@ -44,6 +44,15 @@ func await[T any](t *testing.T, what string, c <-chan T) (v T) {
 	return v
 }
 
+// controlOf takes the descriptor over.
+func controlOf(fd int) (*control, error) {
+	c, err := newUnixConn(fd)
+	if err != nil {
+		return nil, err
+	}
+	return newControl(c), nil
+}
+
 // newPair returns the two ends of a control socket.
 func newPair(t *testing.T) (a, b *control) {
 	t.Helper()
@@ -51,7 +60,7 @@ func newPair(t *testing.T) (a, b *control) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err = newControl(fd)
+	b, err = controlOf(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +287,7 @@ func TestBothEndsAreCloseOnExecAndNonBlocking(t *testing.T) {
 	if cloexec, _ := fdFlags(t, fd); !cloexec {
 		t.Error("the successor's end is inherited by any process that is started meanwhile")
 	}
-	b, err := newControl(fd)
+	b, err := controlOf(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +323,7 @@ func TestWhatIsNoControlSocketIsRefusedAndClosed(t *testing.T) {
 		return nil
 	})
 	for what, fd := range map[string]int{"a file": copyOf(files[0]), "a listening TCP socket": listener, "nothing": 1 << 20} {
-		if c, err := newControl(fd); err == nil {
+		if c, err := controlOf(fd); err == nil {
 			c.close()
 			t.Errorf("%s is taken for a control socket", what)
 		}
@@ -620,10 +629,10 @@ func FuzzControlMessage(f *testing.F) {
 			if used := before - r.Len(); used != headerSize+len(m.body) {
 				t.Fatalf("a message of %d bytes has used %d of the stream", headerSize+len(m.body), used)
 			}
-			if len(m.body) > maxBody || m.announced > maxFDs {
+			if len(m.body) > limit(m.kind) || m.announced > maxFDs {
 				t.Fatalf("a message of %d bytes and %d descriptors was read", len(m.body), m.announced)
 			}
-			for _, body := range []any{&helloBody{}, &socketBody{}, &stateBody{}, &connsBody{}, &takenBody{}, &statusBody{}} {
+			for _, body := range []any{&helloBody{}, &socketBody{}, &stateBody{}, &connsBody{}, &takenBody{}, &statusBody{}, &readyBody{}, &stepDownBody{}, &moveBody{}} {
 				m.decode(body)
 			}
 		}
@@ -635,7 +644,7 @@ func FuzzControlMessage(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			peer, err := newControl(fd)
+			peer, err := controlOf(fd)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -656,25 +665,34 @@ func FuzzControlMessage(f *testing.F) {
 				t.Fatalf("%s still waits for a control socket that is closed", who)
 			}
 		}
-		generation := func(c *control) *Generation {
+		predecessor := func(c *control) *Predecessor {
 			g := newGeneration()
-			g.predecessor = c
-			g.gone = make(chan struct{})
 			g.SetLogger(quiet)
-			g.OnStatus(func(string, bool) {})
-			g.receivers[0] = func(conns []*os.File, _ []Waiting) {
+			p := newPredecessor(g, c)
+			p.receiver(0, func(conns []*os.File, _ []Waiting) {
 				for _, c := range conns {
 					c.Close()
 				}
-			}
-			return g
+			})
+			p.OnMove(func(c net.Conn, _ []byte) { c.Close() })
+			return p
 		}
 		play("a starting successor", func(c *control) {
-			g := generation(c)
-			g.receiveState()
-			g.pool.closeUnused()
+			p := predecessor(c)
+			p.receiveState()
+			p.number()
+			p.g.Discard()
 		})
-		play("a successor", func(c *control) { generation(c).receive() })
-		play("a predecessor", func(c *control) { playedSuccessor(newGeneration(), c).receive() })
+		play("a successor", func(c *control) { predecessor(c).receive() })
+		play("a predecessor", func(c *control) {
+			s := playedSuccessor(newGeneration(), c)
+			close(s.ended)
+			go s.receive()
+			for e := range s.events {
+				if e == Ended {
+					return
+				}
+			}
+		})
 	})
 }

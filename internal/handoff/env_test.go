@@ -16,7 +16,9 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		env  env
-		same bool // the parent has our command line
+		same bool // the parent has our program file or command line, and is not known to be built on this library
+		ours bool // it has, and is
+		all  bool // all that is announced listens
 		want announcement
 		err  string // part of the error
 	}{
@@ -38,8 +40,16 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 			want: announcement{origin: Activated, count: 3, names: []string{"web", "", "admin"}}},
 		{name: "activated without sockets", env: env{envFDs: "0", envPID: "4711"},
 			want: announcement{origin: Activated}},
-		{name: "activated by way of a supervisor", env: env{envFDs: "1", envSupervisor: "4", envNames: "web"}, same: true,
+		{name: "activated by way of a supervisor", env: env{envFDs: "1", envSupervisor: "4", envNames: "web"}, ours: true,
 			want: announcement{origin: Activated, count: 1, names: []string{"web"}}},
+
+		// A launcher that cannot know the pid.
+		{name: "all announced descriptors listen", env: env{envFDs: "2", envNames: "web:admin"}, all: true,
+			want: announcement{origin: Activated, count: 2, names: []string{"web", "admin"}}},
+		{name: "none is announced", env: env{envFDs: "0"}, all: true},
+		{name: "all listen, for another process", env: env{envFDs: "2", envPID: "99"}, all: true},
+		{name: "all listen, parent is this program", env: env{envFDs: "2"}, ours: true, all: true,
+			want: announcement{origin: Activated, count: 2}},
 
 		// This library.
 		{name: "successor", env: env{envFDs: "2", envControl: "5"},
@@ -60,9 +70,16 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 			want: announcement{origin: SucceededLegacy, count: 2}},
 		{name: "legacy successor with a stale LISTEN_PID", env: env{envFDs: "2", envPID: "99"}, same: true,
 			want: announcement{origin: SucceededLegacy, count: 2}},
+		{name: "legacy successor, parent supervised", env: env{envFDs: "2", envSupervisor: "5"}, same: true,
+			want: announcement{origin: SucceededLegacy, count: 2}},
 		{name: "legacy successor without sockets", env: env{envFDs: "0"}, same: true},
 
+		{name: "legacy successor whose sockets listen", env: env{envFDs: "2"}, same: true, all: true,
+			want: announcement{origin: SucceededLegacy, count: 2}},
+
 		// Leaked.
+		{name: "leaked, parent is this program", env: env{envFDs: "2"}, ours: true},
+		{name: "leaked, for the parent, which is this program", env: env{envFDs: "2", envPID: "99"}, ours: true},
 		{name: "leaked", env: env{envFDs: "2"}},
 		{name: "leaked, for another process", env: env{envFDs: "2", envPID: "99"}},
 		{name: "leaked, for another process, by way of a supervisor", env: env{envFDs: "2", envPID: "99", envSupervisor: "5"}},
@@ -78,7 +95,22 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 		{name: "not a number, for a successor, stale LISTEN_PID", env: env{envFDs: "many", envControl: "5", envPID: "99"}, err: `LISTEN_FDS="many"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := readEnv(func(name string) string { return test.env[name] }, ownPid, test.env[envControl] != "", test.env[envSupervisor] != "", test.same)
+			w := who{
+				pid: ownPid, control: test.env[envControl] != "", supervised: test.env[envSupervisor] != "",
+				getenv: func(name string) string { return test.env[name] },
+			}
+			w.parent.same = test.same || test.ours
+			if test.ours {
+				w.parent.program = Ours
+			} else if test.same {
+				w.parent.program = Original
+			}
+			asked := -1
+			w.listening = func(n int) bool { asked = n; return test.all }
+			got, err := readEnv(w)
+			if asked >= 0 && strconv.Itoa(asked) != test.env[envFDs] {
+				t.Errorf("looked whether %d descriptors listen", asked)
+			}
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Errorf("error %v, want one that names %s", err, test.err)
@@ -113,7 +145,10 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 			}
 			return ""
 		}
-		a, err := readEnv(getenv, ownPid, i.control, i.supervisor, true)
+		a, err := readEnv(who{
+			getenv: getenv, pid: ownPid, control: i.control, supervised: i.supervisor,
+			parent: parent{same: true, program: Ours}, listening: func(int) bool { return false },
+		})
 		if err != nil {
 			t.Errorf("%+v: %v", i, err)
 			continue
@@ -180,12 +215,26 @@ func TestSuccessorsEnvironmentIsOursWithoutWhatWasMeantForUs(t *testing.T) {
 	}
 }
 
-func TestClearEnvRemovesWhatAnnounces(t *testing.T) {
+// Whatever a parent's program is that cannot be looked into, it may be the original.
+func TestOnlyAParentBuiltOnThisLibraryIsNoOriginal(t *testing.T) {
+	for p, want := range map[parent]bool{
+		{same: true, program: Original}: true,
+		{same: true, program: Unknown}:  true,
+		{same: true, program: Ours}:     false,
+		{program: Original}:             false, // a stranger
+	} {
+		if got := p.original(); got != want {
+			t.Errorf("%+v: %v, want %v", p, got, want)
+		}
+	}
+}
+
+func TestUnsetenvRemovesWhatAnnounces(t *testing.T) {
 	for _, name := range announcing {
 		t.Setenv(name, "1")
 	}
 	t.Setenv("LISTEN_FDS_OF_OURS", "1")
-	clearEnv()
+	unsetenv(announcing...)
 	for _, name := range announcing {
 		if v, ok := os.LookupEnv(name); ok {
 			t.Errorf("%s=%s is still there", name, v)
@@ -197,16 +246,21 @@ func TestClearEnvRemovesWhatAnnounces(t *testing.T) {
 }
 
 func FuzzReadEnv(f *testing.F) {
-	f.Add("", "", "", "", "", 1, false)
-	f.Add("2", "4711", "web:admin", "", "", 4711, false)
-	f.Add("2", "99", "", "5", "6", 4711, true)
-	f.Add("-1", "", "", "3", "", 4711, true)
-	f.Add("1000000", "", ":::", "", "", 4711, true)
-	f.Add("99999999999999999999", "4711", "", "-1", "x", 4711, false)
-	f.Fuzz(func(t *testing.T, fds, listenPID, names, control, supervisor string, pid int, same bool) {
+	f.Add("", "", "", "", "", 1, 0, false)
+	f.Add("2", "4711", "web:admin", "", "", 4711, 0, false)
+	f.Add("2", "99", "", "5", "6", 4711, 1, false)
+	f.Add("-1", "", "", "3", "", 4711, 1, true)
+	f.Add("1000000", "", ":::", "", "", 4711, 1, true)
+	f.Add("99999999999999999999", "4711", "", "-1", "x", 4711, 0, false)
+	f.Fuzz(func(t *testing.T, fds, listenPID, names, control, supervisor string, pid, program int, all bool) {
 		env := map[string]string{envFDs: fds, envPID: listenPID, envNames: names, envControl: control, envSupervisor: supervisor}
+		// 0: a stranger; else the same program, built on this or that.
+		from := parent{same: program&3 != 0, program: Program(program & 3 % 3)}
 		read := func() (announcement, error) {
-			return readEnv(func(name string) string { return env[name] }, pid, control != "", supervisor != "", same)
+			return readEnv(who{
+				getenv: func(name string) string { return env[name] }, pid: pid, control: control != "", supervised: supervisor != "",
+				parent: from, listening: func(int) bool { return all },
+			})
 		}
 		a, err := read()
 		if again, errAgain := read(); !reflect.DeepEqual(a, again) || (err == nil) != (errAgain == nil) {
@@ -230,12 +284,12 @@ func FuzzReadEnv(f *testing.F) {
 				t.Errorf("%v: a successor without a control socket", env)
 			}
 		case Activated:
-			if control != "" || fds == "" || listenPID != strconv.Itoa(pid) && (listenPID != "" || supervisor == "") {
+			if control != "" || fds == "" || listenPID != strconv.Itoa(pid) && (listenPID != "" || a.count == 0 || supervisor == "" && !all) {
 				t.Errorf("%v: activated, though that was meant for another process than %d", env, pid)
 			}
 		case SucceededLegacy:
-			if control != "" || a.count == 0 || !same || listenPID == strconv.Itoa(pid) {
-				t.Errorf("%v: a successor of the old library, parent the same program: %v", env, same)
+			if control != "" || a.count == 0 || !from.original() || listenPID == strconv.Itoa(pid) {
+				t.Errorf("%v: a successor of the old library, parent %+v", env, from)
 			}
 		default:
 			t.Errorf("%v: origin %d", env, a.origin)

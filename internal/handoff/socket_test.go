@@ -39,7 +39,7 @@ func TestEachInheritedSocketIsGivenOutOnce(t *testing.T) {
 		go func() {
 			defer taking.Done()
 			for {
-				s := p.take(anySocket)
+				s := p.Take(anySocket)
 				if s == nil {
 					return
 				}
@@ -65,19 +65,19 @@ func TestSocketsAreTakenInOrderIfTheyMatch(t *testing.T) {
 	all := newSockets(t, 4)
 	p := &pool{unused: append([]*Socket(nil), all...)}
 	name := func(name string) func(*Socket) bool { return func(s *Socket) bool { return s.Name == name } }
-	if s := p.take(name("2")); s != all[2] {
+	if s := p.Take(name("2")); s != all[2] {
 		t.Errorf("took %+v, want socket 2", s)
 	}
-	if s := p.take(name("2")); s != nil {
+	if s := p.Take(name("2")); s != nil {
 		t.Errorf("took %+v, which was taken", s)
 	}
-	if s := p.take(anySocket); s != all[0] {
+	if s := p.Take(anySocket); s != all[0] {
 		t.Errorf("took %+v, want the first", s)
 	}
-	if s := p.find(anySocket); s != all[2] {
+	if s := p.Find(anySocket); s != all[2] {
 		t.Errorf("found %+v, want the one taken first", s)
 	}
-	if s := p.find(name("1")); s != nil {
+	if s := p.Find(name("1")); s != nil {
 		t.Errorf("found %+v, which is not in use", s)
 	}
 	if got, want := names(p.all()), "1 3 2 0 "; got != want {
@@ -88,9 +88,9 @@ func TestSocketsAreTakenInOrderIfTheyMatch(t *testing.T) {
 func TestClosedSocketsAreNotPassedOn(t *testing.T) {
 	all := newSockets(t, 6)
 	p := &pool{unused: append([]*Socket(nil), all[:3]...)}
-	p.take(anySocket)
+	p.Take(anySocket)
 	for _, s := range all[3:] {
-		p.add(s)
+		p.Add(s)
 	}
 	for _, i := range []int{0, 1, 4} {
 		all[i].Open.Close()
@@ -99,7 +99,7 @@ func TestClosedSocketsAreNotPassedOn(t *testing.T) {
 		t.Errorf("a successor inherits %s, want %s", got, want)
 	}
 	all[5].Open.Close()
-	p.add(newSockets(t, 1)[0])
+	p.Add(newSockets(t, 1)[0])
 	if got, want := names(p.all()), "2 3 0 "; got != want {
 		t.Errorf("a successor inherits %s, want %s", got, want)
 	}
@@ -108,7 +108,7 @@ func TestClosedSocketsAreNotPassedOn(t *testing.T) {
 func TestAddedSocketsHaveNoPlaceAmongTheInherited(t *testing.T) {
 	p := &pool{}
 	s := newSockets(t, 1)[0]
-	p.add(s)
+	p.Add(s)
 	if s.index >= 0 {
 		t.Errorf("a socket that was opened here has place %d of those inherited", s.index)
 	}
@@ -118,9 +118,9 @@ func TestRemovedSocketsStayHere(t *testing.T) {
 	all := newSockets(t, 4)
 	p := &pool{}
 	for _, s := range all {
-		p.add(s)
+		p.Add(s)
 	}
-	removed := p.remove(func(s *Socket) bool { return s.Name == "1" || s.Name == "3" })
+	removed := p.Remove(func(s *Socket) bool { return s.Name == "1" || s.Name == "3" })
 	if got, want := names(removed), "1 3 "; got != want {
 		t.Errorf("removed %s, want %s", got, want)
 	}
@@ -137,7 +137,7 @@ func TestRemovedSocketsStayHere(t *testing.T) {
 func TestUnusedSocketsAreClosed(t *testing.T) {
 	all := newSockets(t, 3)
 	p := &pool{unused: append([]*Socket(nil), all...)}
-	p.take(anySocket)
+	p.Take(anySocket)
 	if got, want := names(p.closeUnused()), "1 2 "; got != want {
 		t.Errorf("closed %s, want %s", got, want)
 	}
@@ -146,7 +146,7 @@ func TestUnusedSocketsAreClosed(t *testing.T) {
 			t.Errorf("socket %s was open", s.Name)
 		}
 	}
-	if s := p.take(anySocket); s != nil {
+	if s := p.Take(anySocket); s != nil {
 		t.Errorf("took %+v, which is closed", s)
 	}
 	if err := all[0].Open.Close(); err != nil {
@@ -166,14 +166,14 @@ func TestPoolIsSafeForConcurrentUse(t *testing.T) {
 		go func() {
 			defer using.Done()
 			for j := range 5 {
-				p.take(anySocket)
+				p.Take(anySocket)
 				s := more[i*5+j]
-				p.add(s)
-				p.find(anySocket)
+				p.Add(s)
+				p.Find(anySocket)
 				p.all()
 				p.keepPaths(j%2 == 0)
 				s.Open.Close()
-				p.remove(func(o *Socket) bool { return o == s })
+				p.Remove(func(o *Socket) bool { return o == s })
 			}
 		}()
 	}
