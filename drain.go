@@ -297,7 +297,8 @@ func (l *loop) tick() {
 		l.g.Manager.Tell("STATUS=" + systemd.Escape("Stopping: "+left))
 	case l.main:
 		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; %s", l.successor.Pid, text)))
-	default:
+	}
+	if l.successor != nil && !l.gone {
 		l.successor.Status(text, false)
 	}
 }

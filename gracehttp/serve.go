@@ -27,6 +27,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -174,6 +175,8 @@ type app struct {
 	onDrain   []func()
 	onReady   []func()
 	servers   []*server
+	unixMode  *fs.FileMode // nil: by the umask
+	since     atomic.Pointer[time.Time]
 }
 
 // Serve serves all the servers until the process is told to stop, or a successor
@@ -232,6 +235,7 @@ func ServeContext(ctx context.Context, servers []*http.Server, options ...Option
 		a.process.OnDrain = func() { a.sideBySide("OnDrain", a.onDrain) }
 	}
 	a.process.OnReady = func() {
+		a.becomeReady()
 		a.logServing()
 		a.sideBySide("OnReady", a.onReady)
 	}
@@ -310,7 +314,11 @@ func (a *app) listen(servers []*http.Server) (err error) {
 		if err := checkTLS(srv); err != nil {
 			return fmt.Errorf("gracehttp: server %s: %w", addr, err)
 		}
-		l, err := a.net.Listen(network, addr)
+		listen := a.net.Listen
+		if network == "unix" && a.unixMode != nil {
+			listen = a.openUnix
+		}
+		l, err := listen(network, addr)
 		if err != nil {
 			return fmt.Errorf("gracehttp: %w", err)
 		}

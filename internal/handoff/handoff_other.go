@@ -42,6 +42,7 @@ func (p *Predecessor) Gone() <-chan struct{}                            { return
 func (p *Predecessor) Drained() <-chan struct{}                         { return closed }
 func (p *Predecessor) Stop() <-chan struct{}                            { return nil }
 func (p *Predecessor) Statuses() <-chan Status                          { return nil }
+func (p *Predecessor) Holds() string                                    { return "" }
 func (p *Predecessor) HasOnMove() bool                                  { return false }
 func (p *Predecessor) OnMove(func(net.Conn, []byte))                    {}
 func (p *Predecessor) Waiting()                                         {}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -31,6 +32,7 @@ type Predecessor struct {
 	stop    chan struct{} // closed when it was told to stop the service
 	once    [2]sync.Once  // for the last two
 	status  chan Status   // its latest word about its drain, see Statuses
+	holds   atomic.Value  // what it holds by that, a string
 	states  map[string][]byte
 
 	readying  sync.Mutex // guards what follows: only one of them becomes true
@@ -98,6 +100,12 @@ func (p *Predecessor) Statuses() <-chan Status {
 		return nil
 	}
 	return p.status
+}
+
+// Holds returns in words what it still holds, as it last said; empty if it did not.
+func (p *Predecessor) Holds() string {
+	text, _ := p.holds.Load().(string)
+	return text
 }
 
 // receiveState waits for the predecessor's words about what we inherit.
@@ -179,6 +187,9 @@ func (p *Predecessor) receive() {
 		case kindStatus:
 			var b statusBody
 			if m.decode(&b) == nil {
+				if b.Text != "" || !b.Main {
+					p.holds.Store(b.Text)
+				}
 				p.say(Status(b))
 			}
 		case kindGiveUp:

@@ -176,6 +176,7 @@ func newMux() http.Handler {
 		}
 		fmt.Fprint(w, pid)
 	})
+	mux.Handle("/control/", http.StripPrefix("/control", gracehttp.ControlHandler()))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Pid", strconv.Itoa(os.Getpid()))
 		mux.ServeHTTP(w, r)

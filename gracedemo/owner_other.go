@@ -1,0 +1,8 @@
+//go:build !unix
+
+package main
+
+import "io/fs"
+
+// isOurs is not known here.
+func isOurs(fs.FileInfo) bool { return false }
