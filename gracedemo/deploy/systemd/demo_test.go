@@ -100,7 +100,12 @@ func newDemoWith(t *testing.T, file, flags string, settings ...string) *demo {
 	replace(t, d.program, systemd.Program(t, "gracedemo"))
 	command := fmt.Sprintf("ExecStart=%s -a0 %s -a1 127.0.0.1:%d -a2 127.0.0.1:%d %s",
 		d.program, d.addr, 20001+10*n, 20002+10*n, flags)
-	lines := append([]string{"[Service]", "ExecStart=", command}, settings...)
+	lines := []string{"[Service]", "ExecStart=", command}
+	if file != "gracedemo-notify-reload.service" {
+		// At another address, and for programs without a control server.
+		lines = append(lines, "ExecReload=", "ExecReload=/bin/kill -USR2 $MAINPID")
+	}
+	lines = append(lines, settings...)
 	d.Unit = systemd.System.Install(t, file, name, strings.Join(lines, "\n")+"\n")
 	return d
 }

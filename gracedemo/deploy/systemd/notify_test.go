@@ -71,6 +71,40 @@ func TestServiceAsItStands(t *testing.T) {
 	}
 }
 
+// With a command that waits for the outcome, systemctl knows it.
+func TestReloadFailsWhenTheNewVersionDoes(t *testing.T) {
+	systemd.Need(t)
+	deploy(t)
+	u := systemd.System.Install(t, "gracedemo.service", "", "")
+	u.Do("start")
+	pid := u.MainPID()
+	// The command is the new file too; this one is broken as a server only.
+	replace(t, deployed, script(t, "/opt/broken/gracedemo",
+		fmt.Sprintf(`[ "$1" = -restart ] && exec %s "$@"; exit 3`, systemd.Program(t, "gracedemo"))))
+	for range 2 {
+		if err := u.Try("reload"); err == nil {
+			t.Error("systemctl reload succeeds with a program that fails")
+		}
+		if log := u.Journal(); !strings.Contains(log, "gracedemo: grace: successor /usr/local/bin/gracedemo: exit status 3") {
+			t.Errorf("the command does not say why:\n%s", log)
+		}
+		equal(t, u, "SubState", "running")
+		if by := ask(t, "127.0.0.1:48567"); by != pid || u.MainPID() != pid {
+			t.Errorf("pid %d answers and the main process is pid %d, want pid %d", by, u.MainPID(), pid)
+		}
+	}
+	// Broken as a command as well.
+	replace(t, deployed, script(t, "/opt/broken/gracedemo", "exit 3"))
+	if err := u.Try("reload"); err == nil {
+		t.Error("systemctl reload succeeds with a command that fails")
+	}
+	deploy(t)
+	u.Do("reload")
+	if by := ask(t, "127.0.0.1:48567"); by == pid {
+		t.Errorf("the reload is over, and pid %d still answers", by)
+	}
+}
+
 func TestFailedReloadServesOnAndSaysWhy(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t, "gracedemo.service")
