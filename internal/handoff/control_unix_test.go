@@ -636,6 +636,8 @@ func tcpPair(t *testing.T, l net.Listener) (client, server *net.TCPConn) {
 
 var quiet = log.New(io.Discard, "", 0)
 
+func newLog(w io.Writer) *log.Logger { return log.New(w, "", 0) }
+
 // FuzzControlMessage feeds bytes to whoever reads a control socket: to the
 // reader of messages, then to a successor's and a predecessor's end.
 func FuzzControlMessage(f *testing.F) {
