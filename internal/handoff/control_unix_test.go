@@ -484,6 +484,42 @@ func TestShutdownLetsWhatHasArrivedBeRead(t *testing.T) {
 	}
 }
 
+func TestPostedMessagesArriveInOrderBeforeFlushReturns(t *testing.T) {
+	a, b := newPair(t)
+	for i := range 50 {
+		a.post(kindStatus, statusBody{Text: fmt.Sprint(i)})
+	}
+	a.flush(patience)
+	a.shutdown()
+	for i := range 50 {
+		var body statusBody
+		b.receiveKind(t, kindStatus, &body)
+		if body.Text != fmt.Sprint(i) {
+			t.Fatalf("%s has arrived, want %d", body.Text, i)
+		}
+	}
+}
+
+// A server may have many successors that fail.
+func TestClosedControlSocketLeavesNothingRunning(t *testing.T) {
+	running := func() int {
+		stacks := make([]byte, 4<<20)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*control).sendPosted(")
+	}
+	before := running()
+	for range 50 {
+		a, b := newPair(t)
+		a.post(kindGiveUp, nil)
+		b.receiveKind(t, kindGiveUp, nil)
+		a.close()
+		within(t, "flush of a socket that is closed", func() {
+			a.post(kindGiveUp, nil)
+			a.flush(2 * patience)
+		})
+	}
+	driver.Eventually(t, "the senders to end", func() bool { return running() <= before })
+}
+
 func TestDescriptorsAreLentWithoutChangingThem(t *testing.T) {
 	checkLeaks(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -599,6 +635,8 @@ func tcpPair(t *testing.T, l net.Listener) (client, server *net.TCPConn) {
 }
 
 var quiet = log.New(io.Discard, "", 0)
+
+func newLog(w io.Writer) *log.Logger { return log.New(w, "", 0) }
 
 // FuzzControlMessage feeds bytes to whoever reads a control socket: to the
 // reader of messages, then to a successor's and a predecessor's end.

@@ -1,0 +1,72 @@
+//go:build unix
+
+package handoff
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+func TestMadeUpNameDoesNotLeadHere(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, base := filepath.Split(self)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(self, link); err != nil {
+		t.Fatal(err)
+	}
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(filepath.ListSeparator)+filepath.Dir(sh))
+	for name, want := range map[string]bool{
+		self:            true,
+		"./" + base:     true, // from the directory of the start
+		base:            true, // by PATH
+		link:            true,
+		"-" + base:      false, // of a login shell
+		"made up":       false,
+		"./made-up":     false,
+		"":              false,
+		"sh":            false, // another program
+		sh:              false,
+		dir:             false,
+		self + "/below": false,
+	} {
+		if got := leadsHere(name, dir); got != want {
+			t.Errorf("%q: %v, want %v", name, got, want)
+		}
+	}
+}
+
+func TestEnvironmentOfTheStartIsRemembered(t *testing.T) {
+	b := &birth{env: []string{"A=1=2", "EMPTY=", "AB=3", "none", "A=twice"}}
+	for name, want := range map[string]string{"A": "1=2", "EMPTY": "", "AB": "3", "none": "", "B": ""} {
+		if got := b.getenv(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	t.Setenv(envFDs, "3")
+	if got := b.getenv(envFDs); got != "" {
+		t.Errorf("%s is %q, which came later", envFDs, got)
+	}
+}
+
+func TestAnnouncedDescriptorMustBeInherited(t *testing.T) {
+	for value, want := range map[string]int{"": -1, "2": -1, "3": 3, "4": 4, "5": -1, "-1": -1, "x": -1, "99999999999999999999": -1} {
+		t.Setenv(envControl, value)
+		b := &birth{env: []string{envControl + "=" + value}, descriptors: 2}
+		fd, err := b.announcedFD(envControl)
+		if fd != want || (err == nil) != (want >= 0 || value == "") {
+			t.Errorf("%q: descriptor %d, %v, want %d", value, fd, err, want)
+		}
+		if _, still := os.LookupEnv(envControl); still {
+			t.Errorf("%q stays in the environment", value)
+		}
+	}
+}
