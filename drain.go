@@ -82,7 +82,15 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	drains = append(drains, func() error { return l.p.moved.drain(ctx, l.g.Predecessor, s != nil) })
 	if s == nil && l.main && l.p.namesMain() {
 		// When the main process ends, a service manager ends the others too.
-		drains = append(drains, func() error { waitFor(ctx, l.g.Predecessor.Gone()); return nil })
+		// A predecessor that says that it stops, too, waits for us.
+		drains = append(drains, func() error {
+			select {
+			case <-l.g.Predecessor.Gone():
+			case <-l.g.Predecessor.Stop():
+			case <-ctx.Done():
+			}
+			return nil
+		})
 	}
 	drained := make(chan error, 1)
 	l.drained = drained
@@ -262,13 +270,13 @@ func (l *loop) tick() {
 	}
 	switch l.state {
 	case starting, lameDuck:
-		l.g.Manager.Tell(systemd.Patience)
+		l.tell(systemd.Patience)
 		return
 	case serving:
 		return
 	case standby:
 		if l.isLast() {
-			l.g.Manager.Tell(systemd.Patience)
+			l.tell(systemd.Patience)
 		}
 		return
 	}
@@ -285,7 +293,7 @@ func (l *loop) tick() {
 	}
 	stop := l.successor == nil || !l.asked.IsZero() && l.isLast()
 	if stop {
-		l.g.Manager.Tell(systemd.Patience)
+		l.tell(systemd.Patience)
 	}
 	if took < time.Duration(l.progress.statuses+1)*time.Second {
 		return
@@ -294,7 +302,7 @@ func (l *loop) tick() {
 	text := fmt.Sprintf("pid %d drains %s", pid(), left)
 	switch {
 	case stop:
-		l.g.Manager.Tell("STATUS=" + systemd.Escape("Stopping: "+left))
+		l.tell("STATUS=" + systemd.Escape("Stopping: "+left))
 	case l.main:
 		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; %s", l.successor.Pid, text)))
 	}

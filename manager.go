@@ -78,6 +78,13 @@ func (l *loop) predecessorSays(s handoff.Status) {
 	}
 }
 
+// tell tells the manager something that it would take from its main process alone.
+func (l *loop) tell(state string) {
+	if l.main || !l.p.namesMain() {
+		l.g.Manager.Tell(state)
+	}
+}
+
 // nameMain makes the successor the manager's main process, if we are. Its watchdog starts
 // anew, so that the successor has time to take that over.
 func (l *loop) nameMain() {
@@ -85,6 +92,9 @@ func (l *loop) nameMain() {
 		return
 	}
 	l.main = false
+	if l.p.namesMain() {
+		l.p.replacePIDFile(l.successor.Pid) // systemd may read it, too
+	}
 	l.g.Manager.Tell(mainPID(l.successor.Pid))
 	s := l.successor
 	l.g.Manager.Then(func() { s.Status("", true) })

@@ -15,14 +15,26 @@ func (p *Process) writePIDFile() {
 	if p.PIDFile == "" || p.pidFileFailed {
 		return
 	}
-	err := p.checkPIDFile()
-	if err == nil {
-		err = replaceFile(p.PIDFile, strconv.Itoa(os.Getpid())+"\n")
+	if err := p.checkPIDFile(); err != nil {
+		p.failPIDFile(err)
+		return
 	}
-	if err != nil {
-		p.pidFileFailed = true
-		p.logf("writing the PID file %s: %v; serving without it", p.PIDFile, err)
+	p.replacePIDFile(os.Getpid())
+}
+
+// replacePIDFile makes PIDFile name a process.
+func (p *Process) replacePIDFile(pid int) {
+	if p.PIDFile == "" || p.pidFileFailed {
+		return
 	}
+	if err := replaceFile(p.PIDFile, strconv.Itoa(pid)+"\n"); err != nil {
+		p.failPIDFile(err)
+	}
+}
+
+func (p *Process) failPIDFile(err error) {
+	p.pidFileFailed = true
+	p.logf("writing the PID file %s: %v; serving without it", p.PIDFile, err)
 }
 
 // checkPIDFile returns an error if the file is another instance's, that runs.

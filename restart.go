@@ -177,6 +177,7 @@ func (r *restart) await(s *handoff.Successor) error {
 	for {
 		select {
 		case e := <-s.Events():
+			s.Received(e)
 			switch e {
 			case handoff.Ready:
 				return nil

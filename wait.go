@@ -24,6 +24,10 @@ const (
 	// partTimeout bounds how long the service manager, and the successor, hold it up.
 	partTimeout = 2 * time.Second
 
+	// lingerTime is how long a process stays when it has named another as the service
+	// manager's main process: a stop that had begun before goes to us, and to us alone.
+	lingerTime = time.Second
+
 	// hookHead is how long a drain waits for OnDrain before anything is closed.
 	hookHead = 100 * time.Millisecond
 )
@@ -103,6 +107,7 @@ type loop struct {
 	drained   <-chan error       // brings the end of the drain; nil when it is over
 	drainErr  error
 	hooked    bool               // OnDrain was called for it
+	lingers   bool               // it has named the successor as the main process
 	silent    time.Time          // since then the successor can say no more, which was not logged yet, or zero
 	cancel    context.CancelFunc // of the drain
 	timer     <-chan time.Time   // the end of lameDuck or standby
@@ -429,6 +434,9 @@ func (l *loop) stopRestart(sig os.Signal, rest func()) {
 // stopAfterHandOver is for a process that has a successor, and is told to stop.
 func (l *loop) stopAfterHandOver() {
 	l.asked = time.Now()
+	if l.lingers { // for the service manager this is the main process
+		l.main = true
+	}
 	if l.isLast() {
 		l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
 		l.successor.Stop()
@@ -464,7 +472,7 @@ func (l *loop) stop(quick bool) {
 	l.setState(lameDuck)
 	l.timer = time.After(l.p.LameDuck)
 	l.p.logf("lame duck: pid %d serves on for %v, and tells its clients", pid(), l.p.LameDuck)
-	l.g.Manager.Tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.Patience))
+	l.tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.Patience))
 	l.beginHooks()
 	for _, ln := range l.listeners {
 		if s, ok := ln.(interface{ LameDuck(time.Duration) }); ok {
@@ -476,14 +484,14 @@ func (l *loop) stop(quick bool) {
 // beginStop begins the drain of a stop. No successor takes over.
 func (l *loop) beginStop(quick bool) {
 	l.timer = nil
-	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
+	l.tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
 	l.drainTo(nil, quick)
 }
 
 // handOver leaves the sockets to a successor that is ready.
 func (l *loop) handOver(r *restart) {
 	s := r.successor
-	l.successor, l.gone, l.stepped, l.silent = s, false, false, time.Time{}
+	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
 	l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), pid(), l.left())
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
@@ -509,7 +517,7 @@ func (l *loop) successorSays(e handoff.Event) {
 		l.stepped = true
 		l.nameMain() // it needs that to name its own successor
 		if l.state == standby {
-			l.over = true // we shall not take over again
+			l.part() // we shall not take over again
 		}
 	case handoff.Stops:
 		l.stepped = true
@@ -517,11 +525,11 @@ func (l *loop) successorSays(e handoff.Event) {
 		if l.isLast() {
 			s.Stop() // so that it does not wait for our end
 		} else if l.state == standby {
-			l.over = true
+			l.part()
 		}
 	case handoff.Ended:
 		l.gone, l.silent = true, time.Time{}
-		if l.asked.IsZero() && l.hasFailed() {
+		if l.asked.IsZero() && l.hasFailed() && !l.lingers {
 			l.takeBack()
 			return
 		}
@@ -563,7 +571,7 @@ func (l *loop) afterDrain() {
 		l.over = true
 	case s.HasEnded(): // that is the next thing to be seen
 	case l.p.Standby <= 0, l.drainErr != nil, l.stepped:
-		l.over = true
+		l.part()
 	default:
 		l.p.logf("pid %d is drained and stands by for %v", pid(), l.p.Standby)
 		l.setState(standby)
@@ -578,8 +586,25 @@ func (l *loop) timeIsUp() {
 		l.p.logf("stopping pid %d", pid())
 		l.beginStop(false)
 	case standby:
-		l.over = !l.isLast()
+		if l.lingers {
+			l.over = true
+		} else if !l.isLast() {
+			l.part()
+		}
 	}
+}
+
+// part ends this process, whose successor serves. If we are the main process, we name that
+// one, and stay for what is already on its way to us.
+func (l *loop) part() {
+	if !l.main || !l.p.namesMain() {
+		l.over = true
+		return
+	}
+	l.nameMain()
+	l.setState(standby)
+	l.lingers = true
+	l.timer = time.After(lingerTime)
 }
 
 // takeBack serves again after the successor has failed.
@@ -629,7 +654,7 @@ func (l *loop) end() error {
 		l.err = errors.Join(l.err, l.drainErr)
 	}
 	l.awaitHooks(l.deadline)
-	s, wasMain := l.successor, l.main
+	s, wasMain := l.successor, l.main || l.lingers
 	if s != nil && !l.gone {
 		if l.asked.IsZero() || !l.p.namesMain() {
 			l.nameMain()

@@ -72,7 +72,8 @@ type Successor struct {
 type Event int
 
 const (
-	Ready Event = iota + 1
+	Said Event = iota + 1
+	Ready
 	HandsOver
 	Stops
 	ServesAgain
@@ -82,6 +83,7 @@ const (
 
 func (s *Successor) Events() <-chan Event    { return nil }
 func (s *Successor) Release()                {}
+func (s *Successor) Received(Event)          {}
 func (s *Successor) Unheard() bool           { return false }
 func (s *Successor) HasEnded() bool          { return false }
 func (s *Successor) Waits() bool             { return false }

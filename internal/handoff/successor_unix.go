@@ -34,7 +34,7 @@ type Successor struct {
 
 	events   chan Event
 	released chan struct{} // closed when nobody receives them any more
-	busy     atomic.Bool   // something was read and not received yet
+	busy     atomic.Bool   // something is being read, or was not received yet
 	heard    chan struct{} // closed when it can say no more
 	ended    chan struct{} // closed when it has ended
 	exit     exit          // how; set before ended is closed
@@ -51,7 +51,8 @@ type Successor struct {
 type Event int
 
 const (
-	Ready       Event = iota + 1 // it serves
+	Said        Event = iota + 1 // something that needs no answer
+	Ready                        // it serves
 	HandsOver                    // it has a successor of its own
 	Stops                        // it was told to stop
 	ServesAgain                  // HandsOver no longer holds
@@ -283,9 +284,8 @@ func (s *Successor) receive() {
 		s.busy.Store(true)
 		var m *message
 		if m, err = s.control.receive(); err == nil {
-			s.understand(m)
+			s.emit(s.understand(m))
 		}
-		s.busy.Store(false)
 	}
 	s.control.shutdown() // what follows could not be read
 	close(s.heard)
@@ -305,8 +305,8 @@ func (s *Successor) emit(e Event) {
 	}
 }
 
-// understand acts on a message.
-func (s *Successor) understand(m *message) {
+// understand acts on a message, and returns which event it is.
+func (s *Successor) understand(m *message) Event {
 	closeAll(m.fds)
 	switch m.kind {
 	case kindHello:
@@ -320,20 +320,20 @@ func (s *Successor) understand(m *message) {
 		if len(m.body) > 0 && m.decode(&b) == nil && b.Kept != nil {
 			s.kept.Store(&b.Kept)
 		}
-		s.emit(Ready)
+		return Ready
 	case kindWaits:
 		s.waits.Store(true)
 	case kindStepDown:
 		var b stepDownBody
 		m.decode(&b) // one that says nothing has a successor
 		if b.Stopping {
-			s.emit(Stops)
-		} else {
-			s.emit(HandsOver)
+			return Stops
 		}
+		return HandsOver
 	case kindServeAgain:
-		s.emit(ServesAgain)
+		return ServesAgain
 	}
+	return Said
 }
 
 // Events brings what the successor says, in order, until Ended.
@@ -342,8 +342,11 @@ func (s *Successor) Events() <-chan Event { return s.events }
 // Release says that nobody receives events any more.
 func (s *Successor) Release() { close(s.released) }
 
+// Received is to be called with each event that Events has brought, for Unheard.
+func (s *Successor) Received(Event) { s.busy.Store(false) }
+
 // Unheard reports whether there is something that it has said, and that Events has not
-// brought yet. Only whoever receives events can know.
+// brought yet.
 func (s *Successor) Unheard() bool {
 	raw, err := s.control.conn.SyscallConn()
 	if err != nil {

@@ -79,11 +79,23 @@ func (s *Successor) finish(e exit) {
 	}
 }
 
+// next returns the next event that needs an answer.
+func (s *Successor) next(t *testing.T) Event {
+	t.Helper()
+	for {
+		e := await(t, "the next event", s.Events())
+		s.Received(e)
+		if e != Said {
+			return e
+		}
+	}
+}
+
 // expect fails the test if these are not the next events.
 func (s *Successor) expect(t *testing.T, events ...Event) {
 	t.Helper()
 	for _, want := range events {
-		if got := await(t, "the next event", s.Events()); got != want {
+		if got := s.next(t); got != want {
 			t.Fatalf("event %d, want %d of %v", got, want, events)
 		}
 	}
@@ -187,7 +199,7 @@ func TestWordsBeforeTheEndAreHeardFirst(t *testing.T) {
 	s.finish(ended(0))
 	driver.Eventually(t, "the end", s.HasEnded) // peer stays open
 	s.expect(t, Ready, Stops)
-	if e := await(t, "the next event", s.Events()); e == Silent {
+	if e := s.next(t); e == Silent {
 		s.expect(t, Ended)
 	} else if e != Ended {
 		t.Errorf("event %d, want its end", e)
@@ -235,7 +247,7 @@ func TestGiveUpAndReadyExcludeEachOther(t *testing.T) {
 		ready := make(chan error, 1)
 		go func() { ready <- g.Ready() }()
 		s.GiveUp()
-		e := await(t, "the answer", s.Events())
+		e := s.next(t)
 		err := await(t, "Ready", ready)
 		switch {
 		case e == Ready && err == nil:
