@@ -55,14 +55,20 @@ const (
 
 var (
 	verbose = flag.Bool("gracehttp.log", true, "Log serving, restarts and drains.")
-	logger  atomic.Pointer[log.Logger]
+	logger  atomic.Pointer[log.Logger] // nil until SetLogger is called
+	silence = log.New(io.Discard, "", 0)
 	serving atomic.Bool
 	current atomic.Pointer[app]
 )
 
-// SetLogger chooses where Serve logs to. Nil means the standard logger, which
-// is the default. The flag -gracehttp.log=false turns logging off.
-func SetLogger(l *log.Logger) { logger.Store(l) }
+// SetLogger chooses where Serve logs to: nowhere, if l is nil. Without a call that is the
+// standard logger. The flag -gracehttp.log=false turns logging off.
+func SetLogger(l *log.Logger) {
+	if l == nil {
+		l = silence
+	}
+	logger.Store(l)
+}
 
 // An Option changes what ServeWithOptions does.
 type Option func(*app)
@@ -219,7 +225,7 @@ func ServeContext(ctx context.Context, servers []*http.Server, options ...Option
 	}
 	a.process.Logger = logger.Load()
 	if !*verbose {
-		a.process.Logger = log.New(io.Discard, "", 0)
+		a.process.Logger = silence
 	}
 	if len(servers) == 0 {
 		return errors.New("gracehttp: no server to serve")

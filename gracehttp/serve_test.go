@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -130,6 +131,26 @@ func TestRestartNeedsServe(t *testing.T) {
 // The tests from here on serve in the test's own process, one at a time: they
 // stop it by signal.
 
+func TestNilLoggerIsSilence(t *testing.T) {
+	defer log.SetOutput(os.Stderr)
+	defer logger.Store(nil)
+	for _, silent := range []bool{false, true} {
+		if silent {
+			SetLogger(nil)
+		}
+		said := &lockedBuffer{}
+		log.SetOutput(said)
+		ctx, stop := context.WithCancel(context.Background())
+		if err := ServeContext(ctx, []*http.Server{{Addr: "127.0.0.1:0"}}, OnReady(stop)); err != nil {
+			t.Fatal(err)
+		}
+		handoff.FlushLog(10 * time.Second)
+		if s := said.String(); (s == "") != silent {
+			t.Errorf("the standard logger got %q; SetLogger(nil) was called: %v", s, silent)
+		}
+	}
+}
+
 // A service is one call of Serve.
 type service struct {
 	t      *testing.T
@@ -176,7 +197,7 @@ func start(t *testing.T, servers []*http.Server, options ...Option) *service {
 		}
 	}
 	t.Cleanup(func() {
-		SetLogger(nil)
+		logger.Store(nil)
 		if current.Load() != nil {
 			s.signal(syscall.SIGTERM)
 			<-s.result

@@ -15,6 +15,7 @@ func main() {
 	kit.Event("start")
 	f := kit.Parse()
 	supervise()
+	enterSandbox()
 	f.BeforeReady()
 
 	var err error

@@ -270,7 +270,18 @@ func netLoop(f *kit.Flags) error {
 		}
 		listeners = append(listeners, grace.NewListener(l.(grace.Listener)))
 	}
-	return loop(f, listeners, grace.CloseParent, func() {
+	announced := func(when string) {
+		kit.Event("announced-"+when, "fds", os.Getenv("LISTEN_FDS"), "for", os.Getenv("LISTEN_PID"))
+	}
+	closeParent := func() error {
+		announced("before")
+		defer announced("after")
+		if f.Faulty("kill-parent") {
+			return killParent()
+		}
+		return grace.CloseParent()
+	}
+	return loop(f, listeners, closeParent, func() {
 		pid, err := n.StartProcess()
 		if err != nil {
 			kit.Event("failed-restart", "error", err)
@@ -278,6 +289,14 @@ func netLoop(f *kit.Flags) error {
 		}
 		kit.Event("started", "child", pid)
 	})
+}
+
+// killParent does what programs did that had copied it from gracehttp.
+func killParent() error {
+	if ppid := os.Getppid(); os.Getenv("LISTEN_FDS") != "" && ppid != 1 {
+		return syscall.Kill(ppid, syscall.SIGTERM)
+	}
+	return nil
 }
 
 // loop serves until SIGTERM.

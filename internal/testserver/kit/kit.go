@@ -35,6 +35,7 @@ type Flags struct {
 	StartTimeout time.Duration
 	LogPrefix    string
 	EarlyChild   bool
+	Tamper       string
 
 	// Of the HTTP server.
 	Cert, Key         string
@@ -57,6 +58,7 @@ func Parse() *Flags {
 	flag.DurationVar(&f.StartTimeout, "start-timeout", 0, "How long a successor may take.")
 	flag.StringVar(&f.LogPrefix, "log-prefix", "", "Prefix of the lines of a logger of its own.")
 	flag.BoolVar(&f.EarlyChild, "early-child", false, "Start a child process before anything else.")
+	flag.StringVar(&f.Tamper, "tamper", "", "Change the process's arguments, \"drop\" or \"add\" one, and the environment.")
 	flag.StringVar(&f.Cert, "cert", "", "Certificate file; serves TLS.")
 	flag.StringVar(&f.Key, "key", "", "Key file of the certificate.")
 	flag.BoolVar(&f.H2C, "h2c", false, "Serve HTTP/2 without TLS too.")
@@ -69,7 +71,22 @@ func Parse() *Flags {
 	if f.EarlyChild {
 		Event("early-child", "found", ReportChild())
 	}
+	f.tamper()
 	return f
+}
+
+// tamper does what programs do to their arguments and environment.
+func (f *Flags) tamper() {
+	switch f.Tamper {
+	case "drop": // as those do that have subcommands
+		os.Args = os.Args[1:]
+	case "add":
+		os.Args = append(os.Args, "-log-prefix=")
+	default:
+		return
+	}
+	os.Unsetenv("SECRET")
+	os.Setenv("LATER", "1")
 }
 
 // A List is a flag that may be repeated.
