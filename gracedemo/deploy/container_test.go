@@ -83,14 +83,18 @@ func TestDockerfile(t *testing.T) {
 }
 
 // baseImage makes the directory from which an image is built that has nothing but
-// a shell. Go is mounted into it.
+// a shell and mkdir. Go is mounted into it.
 func baseImage(t *testing.T, dir string) string {
 	t.Helper()
-	libraries, err := exec.Command("ldd", "/bin/sh").Output()
-	if err != nil {
-		t.Logf("ldd: %v", err) // a static shell
+	files := []string{"/bin/sh", "/bin/mkdir"}
+	for _, program := range files {
+		libraries, err := exec.Command("ldd", program).Output()
+		if err != nil {
+			t.Logf("ldd: %v", err) // a static program
+		}
+		files = append(files, regexp.MustCompile(`/\S+`).FindAllString(string(libraries), -1)...)
 	}
-	for _, file := range append(regexp.MustCompile(`/\S+`).FindAllString(string(libraries), -1), "/bin/sh") {
+	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -17,7 +17,7 @@ func TestMonit(t *testing.T) {
 	if !driver.Isolate(t) {
 		return
 	}
-	for _, dir := range []string{"/usr/local/bin", "/run", "/var/log"} {
+	for _, dir := range []string{"/usr/local/bin", "/run", "/var/log", "/tmp"} {
 		mount(t, dir)
 	}
 	demo(t, "/usr/local/bin")

@@ -18,7 +18,7 @@ func TestRunit(t *testing.T) {
 	if !driver.Isolate(t) {
 		return
 	}
-	for _, dir := range []string{"/usr/local/bin", "/var/log", "/etc/sv", "/etc/service"} {
+	for _, dir := range []string{"/usr/local/bin", "/var/log", "/etc/sv", "/etc/service", "/tmp"} {
 		mount(t, dir)
 	}
 	demo(t, "/usr/local/bin")
@@ -55,7 +55,7 @@ func TestRunit(t *testing.T) {
 	if now := pid(); now != before {
 		t.Errorf("runsv knows pid %s, before the restarts it was %s", now, before)
 	}
-	if out := run(t, "gracedemo", "-restart"); out == "" || out == before {
+	if out := run(t, "chpst", "-u", "nobody", "gracedemo", "-restart"); out == "" || out == before {
 		t.Errorf("gracedemo -restart printed %q, want the new process", out)
 	}
 
@@ -73,7 +73,7 @@ func TestS6(t *testing.T) {
 	if !driver.Isolate(t) {
 		return
 	}
-	for _, dir := range []string{"/usr/local/bin", "/run"} {
+	for _, dir := range []string{"/usr/local/bin", "/run", "/tmp"} {
 		mount(t, dir)
 	}
 	demo(t, "/usr/local/bin")
@@ -85,7 +85,13 @@ func TestS6(t *testing.T) {
 	pid := func() string { t.Helper(); return run(t, "s6-svstat", "-o", "pid", service) }
 	before := pid()
 	supervises(t, before)
-	restartUnderLoad(t, func(int) { run(t, "s6-svc", "-2", service) })
+	restartUnderLoad(t, func(n int) {
+		if n > 0 {
+			run(t, "s6-svc", "-2", service)
+		} else {
+			run(t, "s6-setuidgid", "nobody", "gracedemo", "-restart")
+		}
+	})
 	if now := pid(); now != before {
 		t.Errorf("s6-supervise knows pid %s, before the restarts it was %s", now, before)
 	}

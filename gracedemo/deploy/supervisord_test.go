@@ -21,7 +21,7 @@ func TestSupervisord(t *testing.T) {
 	if !driver.Isolate(t) {
 		return
 	}
-	for _, dir := range []string{"/usr/local/bin", "/etc/supervisor/conf.d", "/var/log", "/run"} {
+	for _, dir := range []string{"/usr/local/bin", "/etc/supervisor/conf.d", "/var/log", "/run", "/tmp"} {
 		mount(t, dir)
 	}
 	if err := os.Mkdir("/var/log/supervisor", 0o755); err != nil {
@@ -50,7 +50,7 @@ func TestSupervisord(t *testing.T) {
 	}
 
 	// The other way that the file names, and one that says how it went.
-	if out := run(t, "gracedemo", "-restart"); out == "" || out == pid {
+	if out := run(t, "runuser", "-u", "nobody", "--", "gracedemo", "-restart"); out == "" || out == pid {
 		t.Errorf("gracedemo -restart printed %q, want the new process", out)
 	}
 
