@@ -105,6 +105,7 @@ type Command struct {
 	Env        []string // added to the environment
 	Dir        string
 	ExtraFiles []*os.File // from descriptor 3 on
+	User       uint32     // whose process it is; ours if 0
 
 	namespace bool // see StartAsPID1
 }
@@ -138,6 +139,9 @@ func (c Command) Start(tb testing.TB) *Server {
 	cmd.Dir = c.Dir
 	cmd.Env = append(environ(c.Dir), c.Env...)
 	cmd.ExtraFiles = c.ExtraFiles
+	if c.User != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.User, Gid: c.User}}
+	}
 	becomeReaper()
 	err = cmd.Start()
 	stdin.Close()
