@@ -5,15 +5,18 @@ package grace_test
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
@@ -21,14 +24,15 @@ import (
 // A fault is something that goes wrong with a server under load, most of them in a
 // restart. Whatever it is, the same is then true: see run.
 type fault struct {
-	name string
-	args []string                                // of the server
-	env  func(t *trial) []string                 // of its first process
-	play func(t *trial) (serves *driver.Process) // returns who serves then; nil: nobody
-	says string                                  // what one line says
-	held bool                                    // a predecessor still drains when its successor fails
-	died int                                     // processes that may have held requests
-	told bool                                    // clients are told to come back by another connection
+	name  string
+	args  []string                                // of the server
+	env   func(t *trial) []string                 // of its first process
+	play  func(t *trial) (serves *driver.Process) // returns who serves then; nil: nobody
+	says  string                                  // what one line says
+	held  bool                                    // a predecessor still drains when its successor fails
+	died  int                                     // processes that may have held requests
+	twice bool                                    // says is said by each generation
+	stuck int                                     // goroutines that a hook keeps
 }
 
 // A trial is a row that is played.
@@ -41,6 +45,7 @@ type trial struct {
 	s      *driver.Server
 	load   *driver.Load
 	held   *client
+	says   string
 }
 
 // timely is a start timeout that a healthy successor keeps, on a busy machine too.
@@ -51,7 +56,7 @@ const timely = 5 * time.Second
 // goroutine, process or file is left.
 func (f fault) run(tt *testing.T) {
 	driver.NeedProc(tt)
-	t := &trial{T: tt, dir: tt.TempDir(), faults: driver.NewFaults(tt), link: driver.NewLink(tt, driver.Binary(tt))}
+	t := &trial{T: tt, says: f.says, dir: tt.TempDir(), faults: driver.NewFaults(tt), link: driver.NewLink(tt, driver.Binary(tt))}
 	socket := filepath.Join(t.dir, "s")
 	args := append([]string{
 		"-mode", "http", "-listen", "127.0.0.1:0", "-listen", "unix:" + socket, "-pidfile", filepath.Join(t.dir, "pid"),
@@ -92,13 +97,15 @@ func (f fault) run(tt *testing.T) {
 	if serves != t.first {
 		t.first.Wait()
 	}
-	if f.died > 0 || f.told {
+	if f.died > 0 {
 		t.load.LostAtMost(f.died)
 	} else {
 		t.load.NothingLost()
 	}
-	t.keeps(serves, before)
-	if n := t.s.Count(f.says); f.says != "" && n != 1 {
+	kept := before
+	kept.goroutines += f.stuck
+	t.keeps(serves, kept)
+	if n := t.s.Count(f.says); f.says != "" && n != 1 && !(n == 2 && f.twice) {
 		t.Errorf("%d lines say what happened, want one that matches %q", n, f.says)
 	}
 	fails := 0
@@ -276,19 +283,20 @@ func limited(limit string) func(t *trial) string {
 	}
 }
 
-// then has the stranger, which serves, killed when it has misbehaved.
-func served(says string) func(t *trial) *driver.Process {
-	return func(t *trial) *driver.Process {
-		t.link.Move(t, driver.Stranger(t))
-		t.first.Signal(syscall.SIGUSR2)
-		second := t.s.Ready(2)
-		t.s.Line("^playing")
-		t.s.Line(says)
-		t.link.Move(t, driver.Binary(t))
-		second.Signal(syscall.SIGKILL)
-		t.s.Line(fmt.Sprintf("restart failed: .*serving again with pid %d", t.first.Pid))
-		return t.first
+// served has a stranger serve that misbehaves, and is then killed.
+func served(t *trial) *driver.Process {
+	t.link.Move(t, driver.Stranger(t))
+	t.first.Signal(syscall.SIGUSR2)
+	second := t.s.Ready(2)
+	t.s.Line("^playing")
+	t.load.Await(2)
+	if t.says != "" {
+		t.s.Line(t.says)
 	}
+	t.link.Move(t, driver.Binary(t))
+	second.Signal(syscall.SIGKILL)
+	t.s.Line(fmt.Sprintf("restart failed: .*serving again with pid %d", t.first.Pid))
+	return t.first
 }
 
 func play(what string) []string { return []string{"-play", what} }
@@ -357,6 +365,331 @@ func faults() []fault {
 		{name: "says ready and dies", args: play("ready-kill"), held: true, died: 1, play: becomes(stranger), says: after + "signal: killed"},
 		{name: "dies with connections", args: play("take-kill"), held: true, died: 1, play: becomes(stranger), says: after + "signal: killed"},
 		{name: "exits with connections", args: play("take-exit"), held: true, died: 1, play: becomes(stranger), says: after + "exit status 3"},
+		{name: "says nonsense when ready", args: play("ready-nonsense"), held: true, died: 1, play: served, says: silent},
+		{name: "says half a word when ready", args: play("ready-half"), held: true, died: 1, play: served},
+		{name: "closes when ready", args: play("ready-close"), held: true, died: 1, play: served, says: silent},
+		{name: "says a word byte by byte when ready", args: play("ready-trickle"), held: true, died: 1, play: served},
+		{name: "does not end talking when ready", args: play("ready-flood"), held: true, died: 1, play: served},
+		{name: "says twice that it is ready", args: play("ready-twice"), held: true, died: 1, play: served},
+		{name: "is of a later version", args: play("newer"), held: true, died: 1, play: served},
+		{name: "refuses connections", args: play("take-refuse"), held: true, died: 1, play: served, says: "takes no connections"},
+		{name: "does not answer for connections", args: play("take-hang"), held: true, died: 1, play: served, says: "takes no connections"},
+		{name: "answers something else for connections", args: play("take-other"), held: true, died: 1, play: served, says: "takes no connections"},
+		{name: "answers nonsense for connections", args: play("take-nonsense"), held: true, died: 1, play: served, says: "takes no connections"},
+		{name: "answers half a word for connections", args: play("take-half"), held: true, died: 1, play: served, says: "takes no connections"},
+		{name: "closes the answer for connections", args: play("take-close"), held: true, died: 1, play: served, says: "takes no connections"},
+
+		// The predecessor's end.
+		{name: "predecessor is killed", died: 1, play: predecessorDies(syscall.SIGKILL, false), says: orphaned},
+		{name: "predecessor aborts", died: 1, play: predecessorDies(syscall.SIGABRT, false), says: orphaned},
+		{name: "predecessor is killed as it is told", died: 1, play: predecessorDies(syscall.SIGKILL, true), says: `^ready pid=\d+ addrs=\S+`, twice: true},
+		{name: "predecessor is killed in its drain", died: 1, play: predecessorDiesDraining, says: ready},
+
+		// Signals, in all orders.
+		{name: "TERM", play: signals("", syscall.SIGTERM), says: "terminated: stopping pid"},
+		{name: "INT", play: signals("", syscall.SIGINT), says: "interrupt: stopping pid"},
+		{name: "TERM USR2", play: signals("", syscall.SIGTERM, syscall.SIGUSR2), says: "terminated: stopping pid"},
+		{name: "INT USR2", play: signals("", syscall.SIGINT, syscall.SIGUSR2), says: "interrupt: stopping pid"},
+		{name: "TERM TERM", play: signals("", syscall.SIGTERM, syscall.SIGTERM), says: "stopping pid"},
+		{name: "USR2 TERM", play: signals("slow", syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 INT", play: signals("slow", syscall.SIGINT), says: "restart given up"},
+		{name: "USR2 USR2 TERM", play: signals("slow", syscall.SIGUSR2, syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 TERM USR2", play: signals("slow", syscall.SIGTERM, syscall.SIGUSR2), says: "restart given up"},
+		{name: "USR2 INT TERM", play: signals("slow", syscall.SIGINT, syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 USR2", play: secondRestartSignal, says: "restart signal ignored: .*under way"},
+		{name: "USR2, and TERM in the drain", held: true, play: signalInTheDrain(syscall.SIGTERM), says: "terminated: pid .* is ending already"},
+		{name: "USR2, and INT in the drain", held: true, play: signalInTheDrain(syscall.SIGINT), says: "interrupt: pid .* is ending already"},
+		{name: "USR2, and USR2 in the drain", held: true, play: restartInTheDrain, says: "restart signal passed on"},
+
+		// Hooks.
+		{name: "PreStart fails", play: plays("prestart"), says: "restart failed: .*before the start: checking"},
+		{name: "PreStart panics", play: plays("prestart-panic"), says: "restart failed: .*before the start: PreStart: panic: played"},
+		{name: "PreStart exits", play: plays("prestart-goexit"), says: "restart failed: .*before the start: .*runtime.Goexit"},
+		{name: "PreStart hangs", args: short, stuck: 1, play: plays("prestart-hang"), says: "restart failed: .*PreStart has not returned within 3s"},
+		{name: "OnRestart panics", play: hooked("onrestart-panic"), says: `\d OnRestart: panic: played`},
+		{name: "OnRestart exits", play: hooked("onrestart-goexit"), says: ready},
+		{name: "OnRestart hangs", args: bounded, play: hooked("onrestart-hang"), says: "ends without waiting for a hook"},
+		{name: "OnDrain panics", play: hooked("ondrain-panic"), says: `\d OnDrain: panic: played`},
+		{name: "OnDrain exits", play: hooked("ondrain-goexit"), says: ready},
+		{name: "OnDrain hangs", args: bounded, play: hooked("ondrain-hang"), says: "ends without waiting for a hook"},
+		{name: "OnReady panics", play: hooked("onready-panic"), says: `\d OnReady: panic: played`},
+		{name: "OnReady exits", play: hooked("onready-goexit"), says: ready},
+		{name: "OnReady hangs", args: bounded, stuck: 1, play: hooked("onready-hang"), says: ready},
+
+		// Clients.
+		{name: "client says nothing", play: client0(""), says: ready},
+		{name: "client says half a request", play: client0("GET /pid HT"), says: ready},
+		{name: "client says nonsense", play: client0("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), says: ready},
+		{name: "client does not read", play: client0(strings.Repeat("GET /env HTTP/1.1\r\nHost: x\r\n\r\n", 1000)), says: ready},
+		{name: "client resets", play: clientResets, says: ready},
+		{name: "clients come and go", play: clientsComeAndGo, says: ready},
+
+		// The PID file.
+		{name: "PID file cannot be written", args: pidFile("/nonexistent/pid"), play: restarts, says: "writing the PID file .*no such file.*serving without it", twice: true},
+		{name: "PID file is a directory", args: pidFile("/"), play: restarts, says: "writing the PID file .*serving without it", twice: true},
+		{name: "PID file is removed", play: pidFileBecomes(""), says: ready},
+		{name: "PID file becomes nonsense", play: pidFileBecomes("nonsense"), says: ready},
+		{name: "PID file becomes another's", play: pidFileBecomes("1\n"), says: ready},
+
+		// The service manager.
+		{name: "manager is not there", env: notify("/nonexistent"), play: restarts, says: ready},
+		{name: "manager's socket has too long a name", env: notify("/" + strings.Repeat("x", 200)), play: restarts, says: ready},
+		{name: "manager's socket has no name", env: notify("x"), play: restarts, says: ready},
+		{name: "manager is a file", env: notify("/etc/passwd"), play: restarts, says: ready},
+		{name: "manager does not read", env: managerThatDoesNotRead, play: restarts, says: ready},
+
+		// Variables.
+		{name: "LISTEN_FDS for nobody", env: env("LISTEN_FDS=5"), play: restarts, says: ready},
+		{name: "LISTEN_FDS for another", env: env("LISTEN_FDS=5", "LISTEN_PID=1", "LISTEN_FDNAMES=a:b"), play: restarts, says: ready},
+		{name: "LISTEN_FDS is nonsense for another", env: env("LISTEN_FDS=x", "LISTEN_PID=1"), play: restarts, says: ready},
+		{name: "GRACE_CONTROL is not open", env: env("GRACE_CONTROL=99"), play: restarts, says: ready},
+		{name: "GRACE_CONTROL is no number", env: env("GRACE_CONTROL=x"), play: restarts, says: ready},
+		{name: "GRACE_CONTROL is negative", env: env("GRACE_CONTROL=-1"), play: restarts, says: ready},
+		{name: "GRACE_CONTROL is the standard input", env: env("GRACE_CONTROL=0"), play: restarts, says: ready},
+		{name: "GRACE_SUPERVISOR is the standard input", env: env("GRACE_SUPERVISOR=0"), play: restarts, says: ready},
+		{name: "GRACE_SUPERVISOR is not open", env: env("GRACE_SUPERVISOR=99"), play: restarts, says: ready},
+		{name: "WATCHDOG_USEC is nonsense", env: env("WATCHDOG_USEC=x", "WATCHDOG_PID=y"), play: restarts, says: ready},
+
+		// Limits.
+		{name: "no descriptor is left", play: few(0), says: "restart failed: .*too many open files"},
+		{name: "one descriptor is left", play: few(1), says: "restart failed: .*too many open files"},
+		{name: "two descriptors are left", play: few(2), says: "restart failed: .*too many open files"},
+		{name: "three descriptors are left", play: few(3), says: "restart failed: .*too many open files"},
+		{name: "successor may have six descriptors", play: becomes(limited("-n 6")), says: before + "exit status"},
+		{name: "successor may have eight descriptors", play: becomes(limited("-n 8")), says: before + "exit status"},
+		{name: "successor has no memory", play: becomes(limited("-v 50000")), says: before},
+		{name: "successor has no stack", play: becomes(limited("-s 8")), says: before},
+		{name: "successor has no processor time", play: becomes(limited("-t 0")), says: before},
+	}
+}
+
+const (
+	ready    = `restart: pid \d+ is ready after`
+	silent   = "can say no more over the control socket"
+	orphaned = "the predecessor ended before we were ready"
+)
+
+// bounded ends what does not end by itself.
+var bounded = []string{"-term-timeout", "3s"}
+
+// restarts is a restart that works.
+func restarts(t *trial) *driver.Process { return t.restart(t.first) }
+
+func env(variables ...string) func(t *trial) []string {
+	return func(*trial) []string { return variables }
+}
+
+func notify(socket string) func(t *trial) []string { return env("NOTIFY_SOCKET=" + socket) }
+
+func managerThatDoesNotRead(t *trial) []string {
+	socket := filepath.Join(t.TempDir(), "n")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	full, err := net.DialUnix("unixgram", nil, c.LocalAddr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { full.Close() })
+	full.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	for err == nil {
+		_, err = full.Write([]byte("X=1"))
+	}
+	return []string{"NOTIFY_SOCKET=" + socket}
+}
+
+func pidFile(path string) []string { return []string{"-pidfile", path} }
+
+// pidFileBecomes has somebody change the PID file, or remove it, before a restart.
+func pidFileBecomes(content string) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		path := filepath.Join(t.dir, "pid")
+		os.Remove(path)
+		if content != "" {
+			writeProgram(t, path, []byte(content), 0o644)
+		}
+		next := t.restart(t.first)
+		if pid := pidIn(t.T, path); pid != next.Pid {
+			t.Errorf("the PID file names %d, want %d", pid, next.Pid)
+		}
+		return next
+	}
+}
+
+// client0 has a client that says something, and then nothing, over a restart.
+func client0(says string) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		c := dial(t, t.first.Addrs[0])
+		c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		io.WriteString(c, says)
+		n := t.s.Count("^ready ") + 1
+		t.first.Signal(syscall.SIGUSR2)
+		next := t.s.Ready(n)
+		c.Close()
+		t.first.WaitExit(0)
+		return next
+	}
+}
+
+func clientResets(t *trial) *driver.Process {
+	for _, text := range []string{"", "GET /pid HT", "GET /sleep?duration=1h HTTP/1.1\r\nHost: x\r\n\r\n"} {
+		c := dial(t, t.first.Addrs[0])
+		io.WriteString(c, text)
+		c.Conn.(*net.TCPConn).SetLinger(0)
+		defer time.AfterFunc(50*time.Millisecond, func() { c.Close() })
+	}
+	return t.restart(t.first)
+}
+
+func clientsComeAndGo(t *trial) *driver.Process {
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				if c, err := net.Dial("tcp", t.first.Addrs[0]); err != nil {
+					t.Error(err)
+				} else {
+					c.(*net.TCPConn).SetLinger(0)
+					c.Close()
+				}
+			}
+		}()
+	}
+	defer clients.Wait()
+	defer close(stop)
+	return t.restart(t.first)
+}
+
+// hooked has a hook misbehave in a restart that works all the same.
+func hooked(fault string) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		t.faults.Set(t, fault)
+		next := t.restart(t.first)
+		t.faults.Clear(t, fault)
+		return next
+	}
+}
+
+// signals ends the server by signals: while a successor starts, if there is a fault that
+// keeps it from being ready.
+func signals(fault string, signals ...syscall.Signal) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		t.load.Ending()
+		if fault != "" {
+			t.faults.Set(t, fault)
+			t.first.Signal(syscall.SIGUSR2)
+			t.s.Line("^waiting")
+		}
+		for _, sig := range signals {
+			syscall.Kill(t.first.Pid, sig)
+		}
+		t.first.WaitExit(0)
+		return nil
+	}
+}
+
+func secondRestartSignal(t *trial) *driver.Process {
+	t.faults.Set(t, "slow")
+	t.first.Signal(syscall.SIGUSR2)
+	t.s.Line("^waiting")
+	t.first.Signal(syscall.SIGUSR2)
+	t.s.Line("restart signal ignored")
+	t.faults.Clear(t, "slow")
+	return t.s.Ready(2)
+}
+
+func signalInTheDrain(sig syscall.Signal) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		t.first.Signal(syscall.SIGUSR2)
+		second := t.s.Ready(2)
+		t.s.Line("drains ")
+		t.first.Signal(sig)
+		return second
+	}
+}
+
+func restartInTheDrain(t *trial) *driver.Process {
+	t.first.Signal(syscall.SIGUSR2)
+	second := t.s.Ready(2)
+	t.s.Line("drains ")
+	t.first.Signal(syscall.SIGUSR2)
+	third := t.s.Ready(3)
+	second.WaitExit(0)
+	return third
+}
+
+// predecessorDies has the predecessor killed while it waits for the successor, which it
+// may not have read yet to be ready.
+func predecessorDies(sig syscall.Signal, told bool) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		if told {
+			second, _ := t.first.FreezeInRestart(t.faults)
+			t.first.Signal(sig)
+			return second
+		}
+		t.faults.Set(t, "slow")
+		t.first.Signal(syscall.SIGUSR2)
+		t.s.Line("^waiting")
+		t.first.Signal(sig)
+		t.first.Wait()
+		t.faults.Clear(t, "slow")
+		return t.s.Ready(2)
+	}
+}
+
+func predecessorDiesDraining(t *trial) *driver.Process {
+	c := dial(t, t.first.Addrs[0])
+	io.WriteString(c, "GET /hijack HTTP/1.1\r\nHost: held\r\n\r\n")
+	if _, err := c.answers.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	t.first.Signal(syscall.SIGUSR2)
+	second := t.s.Ready(2)
+	t.s.Line("drains ")
+	t.first.Signal(syscall.SIGKILL)
+	return second
+}
+
+// few lets the process open so many descriptors more while it restarts.
+func few(n int) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		last := 0
+		for _, d := range t.first.Descriptors() {
+			last = max(last, d.FD)
+		}
+		limit := func(value syscall.Rlimit) (old syscall.Rlimit) {
+			_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(t.first.Pid), syscall.RLIMIT_NOFILE,
+				uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&old)), 0, 0)
+			if errno != 0 {
+				t.Fatalf("prlimit: %v", errno)
+			}
+			return old
+		}
+		free := 0
+		open := t.first.Descriptors()
+		for fd := 0; ; fd++ {
+			if slices.ContainsFunc(open, func(d driver.Descriptor) bool { return d.FD == fd }) {
+				continue
+			}
+			if free++; free > n {
+				last = fd
+				break
+			}
+		}
+		old := limit(syscall.Rlimit{Cur: uint64(last), Max: 1 << 10})
+		t.failedRestart()
+		limit(old)
+		return t.first
 	}
 }
 
