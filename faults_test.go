@@ -27,12 +27,13 @@ type fault struct {
 	name  string
 	args  []string                                // of the server
 	env   func(t *trial) []string                 // of its first process
-	play  func(t *trial) (serves *driver.Process) // returns who serves then; nil: nobody
+	play  func(t *trial) (serves *driver.Process) // returns who serves then, nil: nobody; not called if the server does not start
 	says  string                                  // what one line says
-	held  bool                                    // a predecessor still drains when its successor fails
-	died  int                                     // processes that may have held requests
-	twice bool                                    // says is said by each generation
-	stuck int                                     // goroutines that a hook keeps
+	set   func(t *trial, c *driver.Command)
+	held  bool // a predecessor still drains when its successor fails
+	died  int  // processes that may have held requests
+	twice bool // says is said by each generation
+	stuck int  // goroutines that a hook keeps
 }
 
 // A trial is a row that is played.
@@ -46,6 +47,7 @@ type trial struct {
 	load   *driver.Load
 	held   *client
 	says   string
+	silent *os.File
 }
 
 // timely is a start timeout that a healthy successor keeps, on a busy machine too.
@@ -66,7 +68,16 @@ func (f fault) run(tt *testing.T) {
 	if f.env != nil {
 		command.Env = f.env(t)
 	}
+	if f.set != nil {
+		f.set(t, &command)
+	}
 	t.s = command.Start(tt)
+	if f.play == nil { // it does not start
+		t.s.Line(f.says)
+		t.s.WaitEnd()
+		t.nothingLeft()
+		return
+	}
 	t.first = t.s.Ready(1)
 	before := t.usage(t.first)
 	before.descriptors = min(before.descriptors, t.usage(t.first).descriptors)
@@ -126,11 +137,17 @@ func (f fault) run(tt *testing.T) {
 	next.Signal(syscall.SIGTERM)
 	begun := time.Now()
 	next.WaitExit(0)
-	if took := time.Since(begun); took > patience {
-		t.Errorf("SIGTERM took %v", took)
-	}
+	t.took(begun, syscall.SIGTERM)
 	t.s.WaitEnd()
 	t.nothingLeft()
+}
+
+// took fails the test if the end has taken too long.
+func (t *trial) took(since time.Time, sig syscall.Signal) {
+	t.Helper()
+	if took := time.Since(since); took > timely {
+		t.Errorf("%v took %v", sig, took)
+	}
 }
 
 // servedBy fails the test unless this process answers on new connections.
@@ -293,6 +310,9 @@ func served(t *trial) *driver.Process {
 	if t.says != "" {
 		t.s.Line(t.says)
 	}
+	if n := t.load.Lost(); n > 0 {
+		t.Errorf("%d requests were lost before anybody died", n)
+	}
 	t.link.Move(t, driver.Binary(t))
 	second.Signal(syscall.SIGKILL)
 	t.s.Line(fmt.Sprintf("restart failed: .*serving again with pid %d", t.first.Pid))
@@ -300,6 +320,9 @@ func served(t *trial) *driver.Process {
 }
 
 func play(what string) []string { return []string{"-play", what} }
+
+// idle ends a drain soon in which nothing can move.
+var idle = []string{"-idle-grace", "1s"}
 
 // Whoever waits for a deadline shall not wait for long.
 var short = []string{"-start-timeout", "3s"}
@@ -379,23 +402,31 @@ func faults() []fault {
 		{name: "answers half a word for connections", args: play("take-half"), held: true, died: 1, play: served, says: "takes no connections"},
 		{name: "closes the answer for connections", args: play("take-close"), held: true, died: 1, play: served, says: "takes no connections"},
 
+		{name: "is stopped when ready", args: idle, held: true, died: 1, play: stoppedWhenReady, says: after + "signal: killed"},
+		{name: "is killed when the predecessor stands by", args: []string{"-standby", "5s"}, died: 1, play: killedInStandby, says: after + "signal: killed"},
+
 		// The predecessor's end.
 		{name: "predecessor is killed", died: 1, play: predecessorDies(syscall.SIGKILL, false), says: orphaned},
 		{name: "predecessor aborts", died: 1, play: predecessorDies(syscall.SIGABRT, false), says: orphaned},
 		{name: "predecessor is killed as it is told", died: 1, play: predecessorDies(syscall.SIGKILL, true), says: `^ready pid=\d+ addrs=\S+`, twice: true},
 		{name: "predecessor is killed in its drain", died: 1, play: predecessorDiesDraining, says: ready},
 
-		// Signals, in all orders.
+		// Signals, in all orders. SIGINT waits for nobody idle, who may be writing.
 		{name: "TERM", play: signals("", syscall.SIGTERM), says: "terminated: stopping pid"},
-		{name: "INT", play: signals("", syscall.SIGINT), says: "interrupt: stopping pid"},
+		{name: "INT", died: 1, play: signals("", syscall.SIGINT), says: "interrupt: stopping pid"},
 		{name: "TERM USR2", play: signals("", syscall.SIGTERM, syscall.SIGUSR2), says: "terminated: stopping pid"},
-		{name: "INT USR2", play: signals("", syscall.SIGINT, syscall.SIGUSR2), says: "interrupt: stopping pid"},
+		{name: "INT USR2", died: 1, play: signals("", syscall.SIGINT, syscall.SIGUSR2), says: "interrupt: stopping pid"},
 		{name: "TERM TERM", play: signals("", syscall.SIGTERM, syscall.SIGTERM), says: "stopping pid"},
 		{name: "USR2 TERM", play: signals("slow", syscall.SIGTERM), says: "restart given up"},
-		{name: "USR2 INT", play: signals("slow", syscall.SIGINT), says: "restart given up"},
+		{name: "USR2 INT", died: 1, play: signals("slow", syscall.SIGINT), says: "restart given up"},
 		{name: "USR2 USR2 TERM", play: signals("slow", syscall.SIGUSR2, syscall.SIGTERM), says: "restart given up"},
 		{name: "USR2 TERM USR2", play: signals("slow", syscall.SIGTERM, syscall.SIGUSR2), says: "restart given up"},
-		{name: "USR2 INT TERM", play: signals("slow", syscall.SIGINT, syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 INT TERM", died: 1, play: signals("slow", syscall.SIGINT, syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 TERM, half a word", args: play("half-hang"), play: signals("stranger", syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 TERM, byte by byte", args: play("trickle"), play: signals("stranger", syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 TERM, without end", args: play("flood"), play: signals("stranger", syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 TERM, nothing said", args: play("silence"), play: signals("stranger", syscall.SIGTERM), says: "restart given up"},
+		{name: "USR2 TERM, PreStart hangs", play: signals("prestart-hang", syscall.SIGTERM), says: "restart given up"},
 		{name: "USR2 USR2", play: secondRestartSignal, says: "restart signal ignored: .*under way"},
 		{name: "USR2, and TERM in the drain", held: true, play: signalInTheDrain(syscall.SIGTERM), says: "terminated: pid .* is ending already"},
 		{name: "USR2, and INT in the drain", held: true, play: signalInTheDrain(syscall.SIGINT), says: "interrupt: pid .* is ending already"},
@@ -414,7 +445,7 @@ func faults() []fault {
 		{name: "OnDrain hangs", args: bounded, play: hooked("ondrain-hang"), says: "ends without waiting for a hook"},
 		{name: "OnReady panics", play: hooked("onready-panic"), says: `\d OnReady: panic: played`},
 		{name: "OnReady exits", play: hooked("onready-goexit"), says: ready},
-		{name: "OnReady hangs", args: bounded, stuck: 1, play: hooked("onready-hang"), says: ready},
+		{name: "OnReady hangs", args: bounded, stuck: 2, play: hooked("onready-hang"), says: ready},
 
 		// Clients.
 		{name: "client says nothing", play: client0(""), says: ready},
@@ -431,6 +462,12 @@ func faults() []fault {
 		{name: "PID file becomes nonsense", play: pidFileBecomes("nonsense"), says: ready},
 		{name: "PID file becomes another's", play: pidFileBecomes("1\n"), says: ready},
 
+		{name: "PID file is another instance's", play: twoInstances, says: ready},
+
+		// The log.
+		{name: "log is not read", set: logTo(false), play: restarts, says: `^outcome .* error=<nil>`},
+		{name: "log's reader is gone", set: logTo(true), play: restarts, says: `^outcome .* error=<nil>`},
+
 		// The service manager.
 		{name: "manager is not there", env: notify("/nonexistent"), play: restarts, says: ready},
 		{name: "manager's socket has too long a name", env: notify("/" + strings.Repeat("x", 200)), play: restarts, says: ready},
@@ -442,12 +479,14 @@ func faults() []fault {
 		{name: "LISTEN_FDS for nobody", env: env("LISTEN_FDS=5"), play: restarts, says: ready},
 		{name: "LISTEN_FDS for another", env: env("LISTEN_FDS=5", "LISTEN_PID=1", "LISTEN_FDNAMES=a:b"), play: restarts, says: ready},
 		{name: "LISTEN_FDS is nonsense for another", env: env("LISTEN_FDS=x", "LISTEN_PID=1"), play: restarts, says: ready},
-		{name: "GRACE_CONTROL is not open", env: env("GRACE_CONTROL=99"), play: restarts, says: ready},
-		{name: "GRACE_CONTROL is no number", env: env("GRACE_CONTROL=x"), play: restarts, says: ready},
-		{name: "GRACE_CONTROL is negative", env: env("GRACE_CONTROL=-1"), play: restarts, says: ready},
-		{name: "GRACE_CONTROL is the standard input", env: env("GRACE_CONTROL=0"), play: restarts, says: ready},
-		{name: "GRACE_SUPERVISOR is the standard input", env: env("GRACE_SUPERVISOR=0"), play: restarts, says: ready},
-		{name: "GRACE_SUPERVISOR is not open", env: env("GRACE_SUPERVISOR=99"), play: restarts, says: ready},
+		{name: "GRACE_CONTROL is not open", env: env("GRACE_CONTROL=99"), says: "is not an inherited descriptor"},
+		{name: "GRACE_CONTROL is no number", env: env("GRACE_CONTROL=x"), says: "is not an inherited descriptor"},
+		{name: "GRACE_CONTROL is negative", env: env("GRACE_CONTROL=-1"), says: "is not an inherited descriptor"},
+		{name: "GRACE_CONTROL is the standard input", env: env("GRACE_CONTROL=0"), says: "is not an inherited descriptor"},
+		{name: "GRACE_SUPERVISOR is the standard input", env: env("GRACE_SUPERVISOR=0"), says: "is not an inherited descriptor"},
+		{name: "GRACE_SUPERVISOR is not open", env: env("GRACE_SUPERVISOR=99"), says: "is not an inherited descriptor"},
+		{name: "LISTEN_FDS is nonsense", env: env("LISTEN_FDS=x"), says: "is not a number of descriptors"},
+		{name: "GRACE_CONTROL is silent", set: silentPredecessor, play: silentPredecessorEnds, says: "what the predecessor has to say is not known"},
 		{name: "WATCHDOG_USEC is nonsense", env: env("WATCHDOG_USEC=x", "WATCHDOG_PID=y"), play: restarts, says: ready},
 
 		// Limits.
@@ -538,7 +577,7 @@ func clientResets(t *trial) *driver.Process {
 		c := dial(t, t.first.Addrs[0])
 		io.WriteString(c, text)
 		c.Conn.(*net.TCPConn).SetLinger(0)
-		defer time.AfterFunc(50*time.Millisecond, func() { c.Close() })
+		time.AfterFunc(50*time.Millisecond, func() { c.Close() }) // in the midst of the restart, or before
 	}
 	return t.restart(t.first)
 }
@@ -585,15 +624,23 @@ func hooked(fault string) func(t *trial) *driver.Process {
 func signals(fault string, signals ...syscall.Signal) func(t *trial) *driver.Process {
 	return func(t *trial) *driver.Process {
 		t.load.Ending()
-		if fault != "" {
+		switch fault {
+		case "":
+		case "stranger":
+			t.link.Move(t, driver.Stranger(t))
+			t.first.Signal(syscall.SIGUSR2)
+			t.s.Line("^playing")
+		default:
 			t.faults.Set(t, fault)
 			t.first.Signal(syscall.SIGUSR2)
-			t.s.Line("^waiting")
+			t.s.Line("^waiting|restart: asked for")
 		}
+		begun := time.Now()
 		for _, sig := range signals {
 			syscall.Kill(t.first.Pid, sig)
 		}
 		t.first.WaitExit(0)
+		t.took(begun, signals[0])
 		return nil
 	}
 }
@@ -620,12 +667,10 @@ func signalInTheDrain(sig syscall.Signal) func(t *trial) *driver.Process {
 
 func restartInTheDrain(t *trial) *driver.Process {
 	t.first.Signal(syscall.SIGUSR2)
-	second := t.s.Ready(2)
+	t.s.Ready(2)
 	t.s.Line("drains ")
 	t.first.Signal(syscall.SIGUSR2)
-	third := t.s.Ready(3)
-	second.WaitExit(0)
-	return third
+	return t.s.Ready(3)
 }
 
 // predecessorDies has the predecessor killed while it waits for the successor, which it
@@ -660,21 +705,92 @@ func predecessorDiesDraining(t *trial) *driver.Process {
 	return second
 }
 
+// limit returns how many descriptors the first process may have, and sets it.
+func (t *trial) limit(to *syscall.Rlimit) (was syscall.Rlimit) {
+	_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(t.first.Pid), syscall.RLIMIT_NOFILE,
+		uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(&was)), 0, 0)
+	if errno != 0 {
+		t.Fatalf("prlimit: %v", errno)
+	}
+	return was
+}
+
+func killedInStandby(t *trial) *driver.Process {
+	t.first.Signal(syscall.SIGUSR2)
+	second := t.s.Ready(2)
+	t.s.Line("stands by")
+	second.Signal(syscall.SIGKILL)
+	t.s.Line("serving again")
+	return t.first
+}
+
+func stoppedWhenReady(t *trial) *driver.Process {
+	t.faults.Set(t, "stop-ready")
+	t.first.Signal(syscall.SIGUSR2)
+	second := t.s.Ready(2)
+	t.faults.Clear(t, "stop-ready")
+	t.s.Line("takes no connections")
+	second.Signal(syscall.SIGKILL)
+	t.s.Line("serving again")
+	return t.first
+}
+
+// logTo has the standard error be a pipe that is full, or has no reader.
+func logTo(nobody bool) func(t *trial, c *driver.Command) {
+	return func(t *trial, c *driver.Command) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close(); w.Close() })
+		if nobody {
+			r.Close()
+		} else {
+			w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+			w.Write(make([]byte, 1<<20))
+		}
+		c.Args = append([]string{"-c", `exec "$0" "$@" 2>&3 3>&-`, c.Path}, c.Args...)
+		c.Path = "/bin/sh"
+		c.ExtraFiles = []*os.File{w}
+	}
+}
+
+// silentPredecessor starts the server with a control socket at which nobody talks.
+func silentPredecessor(t *trial, c *driver.Command) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "control")
+	t.Cleanup(func() { theirs.Close() })
+	t.silent = os.NewFile(uintptr(fds[0]), "control")
+	c.ExtraFiles = []*os.File{theirs}
+	c.Env = []string{"LISTEN_FDS=0", "GRACE_CONTROL=3"}
+}
+
+func silentPredecessorEnds(t *trial) *driver.Process {
+	t.silent.Close()
+	return t.restart(t.first)
+}
+
+// twoInstances has another instance started with the same PID file.
+func twoInstances(t *trial) *driver.Process {
+	path := filepath.Join(t.dir, "pid")
+	other := driver.Start(t, httpArgs("-pidfile", path)...)
+	p := other.Ready(1)
+	other.Line(fmt.Sprintf("writing the PID file .*: it belongs to pid %d, which runs the same program; serving without it", t.first.Pid))
+	p.Signal(syscall.SIGTERM)
+	p.WaitExit(0)
+	if pid := pidIn(t.T, path); pid != t.first.Pid {
+		t.Errorf("the PID file names %d, want %d", pid, t.first.Pid)
+	}
+	return t.restart(t.first)
+}
+
 // few lets the process open so many descriptors more while it restarts.
 func few(n int) func(t *trial) *driver.Process {
 	return func(t *trial) *driver.Process {
 		last := 0
-		for _, d := range t.first.Descriptors() {
-			last = max(last, d.FD)
-		}
-		limit := func(value syscall.Rlimit) (old syscall.Rlimit) {
-			_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(t.first.Pid), syscall.RLIMIT_NOFILE,
-				uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&old)), 0, 0)
-			if errno != 0 {
-				t.Fatalf("prlimit: %v", errno)
-			}
-			return old
-		}
 		free := 0
 		open := t.first.Descriptors()
 		for fd := 0; ; fd++ {
@@ -686,9 +802,10 @@ func few(n int) func(t *trial) *driver.Process {
 				break
 			}
 		}
-		old := limit(syscall.Rlimit{Cur: uint64(last), Max: 1 << 10})
+		old := t.limit(nil)
+		t.limit(&syscall.Rlimit{Cur: uint64(last), Max: old.Max})
 		t.failedRestart()
-		limit(old)
+		t.limit(&old)
 		return t.first
 	}
 }

@@ -103,11 +103,10 @@ type servingLog struct {
 }
 
 func (l *servingLog) Write(line []byte) (int, error) {
-	n, err := os.Stderr.Write(line)
 	if bytes.Contains(line, []byte(" Serving ")) {
-		l.once.Do(l.serving)
+		l.once.Do(l.serving) // first: the standard error may block
 	}
-	return n, err
+	return os.Stderr.Write(line)
 }
 
 // newMux returns the handlers. Each answer names the process in the header Pid.

@@ -48,6 +48,9 @@ var build = sync.OnceValue(func() (err error) {
 	if buildDir, err = os.MkdirTemp("", "testserver"); err != nil {
 		return err
 	}
+	if err := os.Chmod(buildDir, 0o755); err != nil { // for other users, see Command
+		return err
+	}
 	args := []string{"build", "-o", buildDir}
 	if raceEnabled {
 		args = append(args, "-race")

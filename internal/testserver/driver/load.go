@@ -193,6 +193,13 @@ func (l *Load) NothingLost() int {
 	return requests
 }
 
+// Lost returns how many requests were lost so far.
+func (l *Load) Lost() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.lost)
+}
+
 // LostAtMost ends the load. It fails the test if a client has lost more than n requests:
 // one that so many processes held when they were killed.
 func (l *Load) LostAtMost(n int) {
