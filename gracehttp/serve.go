@@ -363,11 +363,7 @@ func (a *app) cut() {
 }
 
 func (a *app) logf(format string, args ...any) {
-	l := a.process.Logger
-	if l == nil {
-		l = log.Default()
-	}
-	l.Printf(format, args...)
+	handoff.Logf(a.process.Logger, format, args...)
 }
 
 func (a *app) logServing() {

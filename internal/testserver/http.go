@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,7 +69,11 @@ func serveHTTP(f *kit.Flags) error {
 	}
 
 	options := []gracehttp.Option{
-		gracehttp.OnDrain(func() { kit.Event("drain-hook") }),
+		gracehttp.OnReady(func() { f.Hook("onready") }),
+		gracehttp.OnDrain(func() {
+			kit.Event("drain-hook")
+			f.Hook("ondrain")
+		}),
 		gracehttp.PreStartProcess(preStart(f)),
 	}
 	if f.Faulty("short-drain") {
@@ -82,7 +87,7 @@ func serveHTTP(f *kit.Flags) error {
 	if f.IdleGrace >= 0 {
 		options = append(options, gracehttp.IdleGrace(f.IdleGrace))
 	}
-	managed, finish, err := managedOptions()
+	managed, finish, err := managedOptions(f)
 	if err != nil {
 		return err
 	}
@@ -98,11 +103,10 @@ type servingLog struct {
 }
 
 func (l *servingLog) Write(line []byte) (int, error) {
-	n, err := os.Stderr.Write(line)
 	if bytes.Contains(line, []byte(" Serving ")) {
-		l.once.Do(l.serving)
+		l.once.Do(l.serving) // first: the standard error may block
 	}
-	return n, err
+	return os.Stderr.Write(line)
 }
 
 // newMux returns the handlers. Each answer names the process in the header Pid.
@@ -110,6 +114,12 @@ func newMux() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, os.Getpid())
+	})
+	// How many there are, and where.
+	mux.HandleFunc("/goroutines", func(w http.ResponseWriter, r *http.Request) {
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		fmt.Fprintf(w, "%d\n%s", bytes.Count(stacks, []byte("\n\ngoroutine "))+1, stacks)
 	})
 	// The answer comes after the duration.
 	mux.HandleFunc("/sleep", func(w http.ResponseWriter, r *http.Request) {

@@ -30,9 +30,10 @@ func init() {
 
 // managedOptions returns what the flags ask for, and answers datagrams. The
 // returned function waits for the last of them.
-func managedOptions() (options []gracehttp.Option, finish func(), err error) {
+func managedOptions(f *kit.Flags) (options []gracehttp.Option, finish func(), err error) {
 	options = append(options, gracehttp.OnRestart(func(pid int, took time.Duration, err error) {
 		kit.Event("outcome", "successor", pid, "took", took, "error", err)
+		f.Hook("onrestart")
 	}))
 	if *pidFile != "" {
 		options = append(options, gracehttp.PIDFile(*pidFile))

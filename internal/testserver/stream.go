@@ -145,6 +145,7 @@ func stream(f *kit.Flags, p process) error {
 // preStart is a hook that fails by the fault "prestart".
 func preStart(f *kit.Flags) func() error {
 	return func() error {
+		f.Hook("prestart")
 		if f.Faulty("prestart") {
 			return &os.PathError{Op: "checking", Path: filepath.Join(f.Faults, "prestart"), Err: os.ErrExist}
 		}

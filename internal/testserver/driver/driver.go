@@ -48,6 +48,9 @@ var build = sync.OnceValue(func() (err error) {
 	if buildDir, err = os.MkdirTemp("", "testserver"); err != nil {
 		return err
 	}
+	if err := os.Chmod(buildDir, 0o755); err != nil { // for other users, see Command
+		return err
+	}
 	args := []string{"build", "-o", buildDir}
 	if raceEnabled {
 		args = append(args, "-race")
@@ -105,6 +108,7 @@ type Command struct {
 	Env        []string // added to the environment
 	Dir        string
 	ExtraFiles []*os.File // from descriptor 3 on
+	User       uint32     // whose process it is; ours if 0
 
 	namespace bool // see StartAsPID1
 }
@@ -138,6 +142,9 @@ func (c Command) Start(tb testing.TB) *Server {
 	cmd.Dir = c.Dir
 	cmd.Env = append(environ(c.Dir), c.Env...)
 	cmd.ExtraFiles = c.ExtraFiles
+	if c.User != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.User, Gid: c.User}}
+	}
 	becomeReaper()
 	err = cmd.Start()
 	stdin.Close()

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -144,7 +145,7 @@ func (f *Flags) Faulty(fault string) bool {
 // BeforeReady plays the faults of a process that never gets ready.
 func (f *Flags) BeforeReady() {
 	// What it will play later is decided now: then faults are its successor's.
-	for _, fault := range []string{"kill-ready", "exit-ready", "stop-ready", "close-ready"} {
+	for _, fault := range []string{"kill-ready", "exit-ready", "end-ready", "panic-ready", "stop-ready", "close-ready"} {
 		if f.Faulty(fault) {
 			f.later = fault
 		}
@@ -152,6 +153,12 @@ func (f *Flags) BeforeReady() {
 	switch {
 	case f.Faulty("exit"):
 		os.Exit(2)
+	case f.Faulty("end"):
+		os.Exit(0)
+	case f.Faulty("panic"):
+		panic("played")
+	case f.Faulty("stop"):
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	case f.Faulty("kill"):
 		Die()
 	case f.Faulty("hang"):
@@ -165,6 +172,18 @@ func (f *Flags) BeforeReady() {
 	}
 }
 
+// Hook plays what is wrong with a hook of this name.
+func (f *Flags) Hook(name string) {
+	switch {
+	case f.Faulty(name + "-panic"):
+		panic("played")
+	case f.Faulty(name + "-goexit"):
+		runtime.Goexit()
+	case f.Faulty(name + "-hang"):
+		select {}
+	}
+}
+
 // Later reports whether this fault is to be played once ready.
 func (f *Flags) Later(fault string) bool { return f.later == fault }
 
@@ -175,6 +194,11 @@ func (f *Flags) AfterReady() {
 		Die()
 	case "exit-ready":
 		os.Exit(2)
+	case "end-ready":
+		os.Exit(0)
+	case "panic-ready":
+		go func() { panic("played") }() // not in a hook, which survives that
+		select {}
 	case "stop-ready":
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	}

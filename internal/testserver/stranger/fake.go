@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/facebookgo/grace/internal/testserver/kit"
 )
@@ -46,6 +48,12 @@ func fake(f *kit.Flags) error {
 		var addrs []net.Addr
 		for _, l := range listeners {
 			addrs = append(addrs, l.Addr())
+			if f.Mode == "http" {
+				go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					fmt.Fprint(w, os.Getpid())
+				}))
+				continue
+			}
 			go func() {
 				for {
 					c, err := l.Accept()
@@ -73,6 +81,23 @@ func fake(f *kit.Flags) error {
 		control.close()
 	case "closed":
 		control.close()
+	case "half-hang":
+		control.write([]byte{0, 0, 0, 100, 0, ready, 0, 0, '{'})
+	case "half-exit":
+		control.write([]byte{0, 0, 0, 100, 0, ready, 0, 0, '{'})
+		os.Exit(3)
+	case "trickle":
+		go control.trickle()
+	case "flood":
+		go control.flood()
+	case "descriptors":
+		for range 100 {
+			control.send(1000, "", 0, 1, 2)
+		}
+	case "step-down":
+		control.send(hello, `{"Takes":true}`)
+		control.send(stepDown, `{"Stopping":true}`)
+		os.Exit(0)
 	case "hello-exit":
 		control.send(hello, `{"Takes":true}`)
 		os.Exit(3)
@@ -82,12 +107,26 @@ func fake(f *kit.Flags) error {
 		control.send(hello, `{"Takes":true}`)
 		control.send(ready, "")
 		kit.Die()
-	case "ready-nonsense":
-		control.send(hello, `{"Takes":true}`)
+	case "ready-nonsense", "ready-half", "ready-close", "ready-trickle", "ready-flood", "ready-twice":
+		// It takes nothing over, so that what it holds is its own.
+		control.send(hello, `{"Takes":`+strconv.FormatBool(f.Play == "ready-nonsense")+`}`)
 		if err := serves(); err != nil {
 			return err
 		}
-		control.write([]byte(strings.Repeat("nonsense", 1000)))
+		switch f.Play {
+		case "ready-nonsense":
+			control.write([]byte(strings.Repeat("nonsense", 1000)))
+		case "ready-half":
+			control.write([]byte{0, 0, 0, 100, 0, ready, 0, 0, '{'})
+		case "ready-close":
+			control.close()
+		case "ready-trickle":
+			go control.trickle()
+		case "ready-flood":
+			go control.flood()
+		case "ready-twice":
+			control.send(ready, "")
+		}
 	case "newer":
 		control.send(1000, `{"Knows":"more"}`, 0, 1, 2)
 		control.send(hello, `{"Takes":false,"Colour":"green"}`, 0)
@@ -95,7 +134,7 @@ func fake(f *kit.Flags) error {
 		if err := serves(); err != nil {
 			return err
 		}
-	case "take-kill", "take-exit", "take-refuse", "take-hang":
+	case "take-kill", "take-exit", "take-refuse", "take-hang", "take-other", "take-half", "take-nonsense", "take-close":
 		control.send(hello, `{"Takes":true}`)
 		if err := serves(); err != nil {
 			return err
@@ -112,6 +151,14 @@ func fake(f *kit.Flags) error {
 			os.Exit(3)
 		case "take-refuse":
 			answer.send(taken, `{"Error":"played"}`)
+		case "take-other":
+			answer.send(ready, "")
+		case "take-half":
+			answer.write([]byte{0, 0, 0, 100, 0, taken, 0, 0, '{'})
+		case "take-nonsense":
+			answer.write([]byte(strings.Repeat("nonsense", 1000)))
+		case "take-close":
+			answer.close()
 		}
 		for _, fd := range fds {
 			syscall.Close(fd)
@@ -154,6 +201,22 @@ func (c control) send(kind int, body string, fds ...int) {
 	b = binary.BigEndian.AppendUint16(b, uint16(kind))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(fds)))
 	c.write(append(b, body...), fds...)
+}
+
+// trickle sends a message that never ends, byte by byte.
+func (c control) trickle() {
+	c.write([]byte{0, 0, 0xff, 0xff, 0, ready, 0, 0})
+	for {
+		c.write([]byte{' '})
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// flood sends messages that mean nothing, as fast as it can.
+func (c control) flood() {
+	for {
+		c.send(1000, strings.Repeat(" ", 1<<16))
+	}
 }
 
 func (c control) close() { syscall.Close(int(c)) }

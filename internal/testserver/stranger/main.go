@@ -6,6 +6,7 @@
 package main
 
 import (
+	"flag"
 	"log"
 	"os"
 	"strings"
@@ -16,6 +17,9 @@ import (
 func main() {
 	kit.Lifeline()
 	kit.Event("start")
+	for _, name := range []string{"pidfile", "standby"} {
+		flag.String(name, "", "The test server has it.")
+	}
 	f := kit.Parse()
 	f.BeforeReady()
 
