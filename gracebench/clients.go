@@ -70,6 +70,19 @@ type rawClient struct {
 }
 
 func (c *rawClient) do(q request) (answer, error) {
+	a, err := c.begin()
+	if err != nil {
+		return a, err
+	}
+	stay, err := c.exchange(q, &a)
+	if err != nil || !stay || c.each {
+		c.close()
+	}
+	return a, err
+}
+
+// begin connects, if there is no connection.
+func (c *rawClient) begin() (answer, error) {
 	a := answer{sent: now()}
 	if c.conn == nil {
 		conn, err := c.dial()
@@ -80,18 +93,11 @@ func (c *rawClient) do(q request) (answer, error) {
 		c.conn, c.in = conn, bufio.NewReader(conn)
 	}
 	a.local = c.conn.LocalAddr().String()
-	stay, err := c.exchange(q, &a)
-	if err != nil || !stay || c.each {
-		c.close()
-	}
-	return a, err
+	return a, c.conn.SetDeadline(time.Now().Add(answerTimeout))
 }
 
 // exchange reports whether the connection may be used again.
 func (c *rawClient) exchange(q request, a *answer) (stay bool, err error) {
-	if err := c.conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return false, err
-	}
 	if err := c.write(q, a); err != nil {
 		return false, err
 	}
@@ -127,12 +133,16 @@ func (c *rawClient) write(q request, a *answer) error {
 	}
 	b.WriteString("\r\n")
 	b.WriteString(q.body)
-	out := b.Bytes()
-	if q.cut > 0 && q.cut < len(out) {
-		if _, err := c.conn.Write(out[:q.cut]); err != nil {
+	return c.send(b.Bytes(), q.cut, a)
+}
+
+// send writes in two parts, the first of cut bytes, if cut is above 0.
+func (c *rawClient) send(out []byte, cut int, a *answer) error {
+	if cut > 0 && cut < len(out) {
+		if _, err := c.conn.Write(out[:cut]); err != nil {
 			return err
 		}
-		out = out[q.cut:]
+		out = out[cut:]
 		time.Sleep(time.Millisecond)
 		a.sent = now()
 	}

@@ -98,6 +98,11 @@ var allKinds = []kind{
 		proto: "http", addr: "unix", newClient: keepAlive,
 	},
 	{
+		name: "chat", about: "lines, over connections that the program moves itself",
+		proto: "chat", addr: "127.0.0.1:0",
+		newClient: func(e *env, _ int) client { return &chatClient{rawClient: rawClient{dial: e.dial}} },
+	},
+	{
 		name: "nginx", about: "behind nginx, proxy_next_upstream off",
 		proto: "http", addr: "127.0.0.1:0", newClient: keepAlive, proxy: startNginx,
 	},

@@ -31,7 +31,7 @@ const readHeaderTimeout = 3 * time.Second
 type serverConfig struct {
 	dir       string // holds the control socket, the certificate and its key
 	addr      string // as in http.Server
-	proto     string // http, tls (HTTP/1.1 and HTTP/2) or h2c
+	proto     string // http, tls (HTTP/1.1 and HTTP/2), h2c, or chat
 	listeners int
 	plain     bool // net/http alone, to compare with
 
@@ -80,6 +80,20 @@ func serveMain(args []string) error {
 		options = append(options, gracehttp.StartTimeout(chaosStartTimeout))
 	}
 
+	err = c.serve(ctl, options)
+	last := message{Usage: &usage{CPU: cpuTime()}, Last: true} // the rest takes longer, and nobody asks
+	if err != nil {
+		last.Error = err.Error()
+	}
+	ctl.send(last)
+	return err
+}
+
+func (c serverConfig) serve(ctl *control, options []gracehttp.Option) (err error) {
+	logger := log.New(os.Stderr, fmt.Sprintf("[%d] ", os.Getpid()), log.Ltime|log.Lmicroseconds)
+	if c.proto == "chat" {
+		return serveChat(c.addr, ctl, logger)
+	}
 	servers := make([]*http.Server, c.listeners)
 	for i := range servers {
 		if servers[i], err = c.server(ctl); err != nil {
@@ -87,18 +101,10 @@ func serveMain(args []string) error {
 		}
 	}
 	if c.plain {
-		err = servePlain(servers)
-	} else {
-		logger := log.New(os.Stderr, fmt.Sprintf("[%d] ", os.Getpid()), log.Ltime|log.Lmicroseconds)
-		gracehttp.SetLogger(logger)
-		err = gracehttp.ServeWithOptions(servers, options...)
+		return servePlain(servers)
 	}
-	last := message{Usage: &usage{CPU: cpuTime()}, Last: true} // the rest takes longer, and nobody asks
-	if err != nil {
-		last.Error = err.Error()
-	}
-	ctl.send(last)
-	return err
+	gracehttp.SetLogger(logger)
+	return gracehttp.ServeWithOptions(servers, options...)
 }
 
 func (c serverConfig) server(ctl *control) (*http.Server, error) {
