@@ -160,13 +160,21 @@ func (m *manager) hear(s state) {
 	if s.trusted {
 		for _, line := range s.lines() {
 			if pid, ok := strings.CutPrefix(line, "MAINPID="); ok {
-				m.main, _ = strconv.Atoi(pid)
+				if n, _ := strconv.Atoi(pid); runs(n) { // systemd refuses any other
+					m.main = n
+				}
 			}
 		}
 	}
 	m.states = append(m.states, s)
 	close(m.changed)
 	m.changed = make(chan struct{})
+}
+
+// runs reports whether a process does, and has not ended unseen.
+func runs(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
 // next waits for the next state from a trusted process that has a line matching
@@ -414,6 +422,34 @@ func TestMainProcessIsNamedByTheOneThatIsTrustedWhileItRuns(t *testing.T) {
 		}
 		h.by(p)
 		p.WaitExit(0)
+	}
+}
+
+// Only a main process can name its successor. So one that has nothing to drain waits until
+// its predecessor, which still drains, has named it.
+func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	first := s.Ready(1)
+	c := dial(t, first.Addrs[0])
+	c.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	thaw := first.Freeze() // it is slow to hear of the third
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	select {
+	case <-second.Exited():
+	case <-time.After(500 * time.Millisecond):
+	}
+	thaw()
+	<-second.Exited()
+	c.Close()
+	first.WaitExit(0)
+	if m.mainPID() != third.Pid {
+		t.Errorf("pid %d is the main process, pid %d serves", m.mainPID(), third.Pid)
 	}
 }
 

@@ -656,10 +656,11 @@ func (l *loop) end() error {
 	l.awaitHooks(l.deadline)
 	s, wasMain := l.successor, l.main || l.lingers
 	if s != nil && !l.gone {
-		if l.asked.IsZero() || !l.p.namesMain() {
+		ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service
+			l.awaitMain(ctx)
 			l.nameMain()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
 		if err := l.g.Manager.Barrier(ctx); err != nil {
 			l.p.logf("telling the service manager who comes after pid %d: %v", pid(), err)
 		}
@@ -683,6 +684,21 @@ func (l *loop) end() error {
 	l.guard()
 	handoff.FlushLog(logTimeout)
 	return l.err
+}
+
+// awaitMain waits until the predecessor has named us the main process, as it does when it
+// hears that we have a successor: nobody else can name that one.
+func (l *loop) awaitMain(ctx context.Context) {
+	for l.p.namesMain() && !l.main {
+		select {
+		case s := <-l.g.Predecessor.Statuses():
+			l.predecessorSays(s)
+		case <-l.g.Predecessor.Gone():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // passOnLate passes on what somebody has sent who had just read our number.

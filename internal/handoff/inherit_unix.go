@@ -260,6 +260,9 @@ func (g *Generation) load() {
 func (g *Generation) inheritNothing(err error) {
 	g.Err = err
 	born.closeInherited()
+	if born.control != nil {
+		born.control.close() // the predecessor sees that nobody takes over
+	}
 }
 
 // inherit turns the announced descriptors into sockets.
