@@ -330,10 +330,10 @@ func (l *loop) logEnd() {
 		}
 	}
 	if l.drainErr != nil {
-		l.p.logf("pid %d ends after %v: %v%s", pid(), since(l.begun), l.drainErr, also)
+		l.p.logf("pid %d ends after %v: %v%s", pid(), l.took, l.drainErr, also)
 		return
 	}
-	l.p.logf("pid %d ends: drained within %v%s", pid(), since(l.begun), also)
+	l.p.logf("pid %d ends: drained within %v%s", pid(), l.took, also)
 }
 
 func since(t time.Time) time.Duration { return time.Since(t).Round(time.Millisecond) }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace"
+	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -151,6 +152,14 @@ func TestLameDuckAcceptsUntilItStops(t *testing.T) {
 }
 
 func TestOneWaitAtATime(t *testing.T) {
+	t.Cleanup(func() { // the process goes on
+		g := handoff.Self()
+		if _, err := g.Own(); err != nil {
+			t.Fatal(err)
+		}
+		g.Disown()
+		g.SetPhase(handoff.Opening)
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

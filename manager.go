@@ -48,6 +48,9 @@ func (l *loop) tellServing() {
 func (l *loop) becomeMain(also string) {
 	first := !l.main
 	l.main = true
+	if l.waits {
+		l.part()
+	}
 	if l.state >= draining || l.state == lameDuck {
 		return // our own successor serves, or we stop
 	}

@@ -106,8 +106,10 @@ type loop struct {
 	deadline  time.Time          // of the drain, or zero
 	drained   <-chan error       // brings the end of the drain; nil when it is over
 	drainErr  error
+	took      time.Duration      // the drain
 	hooked    bool               // OnDrain was called for it
 	lingers   bool               // it has named the successor as the main process
+	waits     bool               // it waits to be that, to do so
 	silent    time.Time          // since then the successor can say no more, which was not logged yet, or zero
 	cancel    context.CancelFunc // of the drain
 	timer     <-chan time.Time   // the end of lameDuck or standby
@@ -493,6 +495,7 @@ func (l *loop) handOver(r *restart) {
 	s := r.successor
 	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
 	l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), pid(), l.left())
+	l.waits = false
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
 	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.left())))
@@ -556,7 +559,7 @@ func (l *loop) isLast() bool {
 
 // afterDrain is called when this process is drained.
 func (l *loop) afterDrain() {
-	l.drained = nil
+	l.drained, l.took = nil, since(l.begun)
 	l.cancel()
 	s := l.successor
 	if s == nil {
@@ -586,7 +589,7 @@ func (l *loop) timeIsUp() {
 		l.p.logf("stopping pid %d", pid())
 		l.beginStop(false)
 	case standby:
-		if l.lingers {
+		if l.lingers || l.waits {
 			l.over = true
 		} else if !l.isLast() {
 			l.part()
@@ -595,16 +598,21 @@ func (l *loop) timeIsUp() {
 }
 
 // part ends this process, whose successor serves. If we are the main process, we name that
-// one, and stay for what is already on its way to us.
+// one, and stay for what is already on its way to us. If we are not yet, our predecessor
+// names us when it hears of our successor: nobody else can name that one.
 func (l *loop) part() {
-	if !l.main || !l.p.namesMain() {
+	switch {
+	case l.lingers, !l.p.namesMain(), !l.main && isClosed(l.g.Predecessor.Gone()):
 		l.over = true
-		return
+	case l.main:
+		l.nameMain()
+		l.lingers, l.waits = true, false
+		l.timer = time.After(lingerTime)
+	default:
+		l.waits = true
+		l.timer = time.After(partTimeout)
 	}
-	l.nameMain()
 	l.setState(standby)
-	l.lingers = true
-	l.timer = time.After(lingerTime)
 }
 
 // takeBack serves again after the successor has failed.
@@ -658,7 +666,6 @@ func (l *loop) end() error {
 	if s != nil && !l.gone {
 		ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
 		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service
-			l.awaitMain(ctx)
 			l.nameMain()
 		}
 		if err := l.g.Manager.Barrier(ctx); err != nil {
@@ -684,21 +691,6 @@ func (l *loop) end() error {
 	l.guard()
 	handoff.FlushLog(logTimeout)
 	return l.err
-}
-
-// awaitMain waits until the predecessor has named us the main process, as it does when it
-// hears that we have a successor: nobody else can name that one.
-func (l *loop) awaitMain(ctx context.Context) {
-	for l.p.namesMain() && !l.main {
-		select {
-		case s := <-l.g.Predecessor.Statuses():
-			l.predecessorSays(s)
-		case <-l.g.Predecessor.Gone():
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // passOnLate passes on what somebody has sent who had just read our number.
