@@ -3,12 +3,16 @@
 package deploy
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/gracehttp"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
@@ -165,6 +169,20 @@ func TestStatusTellsOfTheDrain(t *testing.T) {
 	h := hold(t, d.addr, "/sleep/")
 	next := d.reload()
 	d.Await("StatusText", fmt.Sprintf("Serving with pid %d; pid %d drains 1 connection.*", next, old))
+	// Who asks the successor learns it too.
+	driver.Eventually(t, "/status to say what the predecessor holds", func() bool {
+		resp, err := http.Get("http://" + d.addr + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var status gracehttp.Status
+		if err := json.NewDecoder(resp.Body).Decode(&status); err != nil {
+			t.Fatal(err)
+		}
+		p := status.Predecessor
+		return status.Pid == next && p != nil && p.Pid == old && strings.Contains(p.Holds, "drains 1 connection")
+	})
 	h.finish(old)
 	d.Await("StatusText", fmt.Sprintf("Serving with pid %d", next))
 
