@@ -157,6 +157,7 @@ func newMux() http.Handler {
 			w.(http.Flusher).Flush()
 		}
 	})
+	mux.HandleFunc("/ran", answerToken)
 	mux.HandleFunc("/file", serveFile)
 	mux.HandleFunc("/whole", echoWhole)
 	// An echo of lines, see kit.Echo.
