@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -34,6 +35,7 @@ type fault struct {
 	died  int  // processes that may have held requests
 	twice bool // says is said by each generation
 	stuck int  // goroutines that a hook keeps
+	keeps int  // connections that a hook keeps, so that the process ends with an error
 }
 
 // A trial is a row that is played.
@@ -50,7 +52,7 @@ type trial struct {
 	silent *os.File
 }
 
-// timely is a start timeout that a healthy successor keeps, on a busy machine too.
+// timely is how long a stop may take, on a busy machine too, when nobody is waited for.
 const timely = 5 * time.Second
 
 // Nothing is lost that no dead process held; the right process serves; one line says what
@@ -62,7 +64,7 @@ func (f fault) run(tt *testing.T) {
 	socket := filepath.Join(t.dir, "s")
 	args := append([]string{
 		"-mode", "http", "-listen", "127.0.0.1:0", "-listen", "unix:" + socket, "-pidfile", filepath.Join(t.dir, "pid"),
-		"-faults", string(t.faults), "-start-timeout", timely.String(),
+		"-faults", string(t.faults), "-start-timeout", driver.Patience.String(),
 	}, f.args...)
 	command := driver.Command{Path: string(t.link), Args: args, Dir: t.dir}
 	if f.env != nil {
@@ -98,6 +100,7 @@ func (f fault) run(tt *testing.T) {
 		t.s.WaitEnd()
 		t.load.LostAtMost(f.died)
 		t.nothingLeft()
+		t.said(f, 0)
 		return
 	}
 	t.servedBy(serves)
@@ -115,21 +118,17 @@ func (f fault) run(tt *testing.T) {
 	}
 	kept := before
 	kept.goroutines += f.stuck
+	kept.descriptors += f.keeps
 	t.keeps(serves, kept)
-	if n := t.s.Count(f.says); f.says != "" && n != 1 && !(n == 2 && f.twice) {
-		t.Errorf("%d lines say what happened, want one that matches %q", n, f.says)
-	}
 	fails := 0
 	if strings.HasPrefix(f.says, "restart failed") || f.died > 0 && serves == t.first {
 		fails = 1
 	}
-	if n := t.s.Count("restart failed"); n != fails {
-		t.Errorf("%d restarts have failed by the log, want %d", n, fails)
-	}
+	t.said(f, fails)
 
 	// The next one.
 	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 10*time.Millisecond)
-	next := t.restart(serves)
+	next := t.restartTo(serves, min(f.keeps, 1))
 	t.load.Await(2)
 	t.load.NothingLost()
 	t.servedBy(next)
@@ -140,6 +139,17 @@ func (f fault) run(tt *testing.T) {
 	t.took(begun, syscall.SIGTERM)
 	t.s.WaitEnd()
 	t.nothingLeft()
+}
+
+// said checks what the log says.
+func (t *trial) said(f fault, failed int) {
+	t.Helper()
+	if n := t.s.Count(f.says); f.says != "" && n != 1 && !(n == 2 && f.twice) {
+		t.Errorf("%d lines say what happened, want one that matches %q", n, f.says)
+	}
+	if n := t.s.Count("restart failed"); n != failed {
+		t.Errorf("%d restarts have failed by the log, want %d", n, failed)
+	}
 }
 
 // took fails the test if the end has taken too long.
@@ -184,6 +194,11 @@ func (t *trial) get(path string) (n int, answer string) {
 // restart restarts the process, which then ends well, and returns the successor.
 func (t *trial) restart(p *driver.Process) *driver.Process {
 	t.Helper()
+	return t.restartTo(p, 0)
+}
+
+func (t *trial) restartTo(p *driver.Process, status int) *driver.Process {
+	t.Helper()
 	n := t.s.Count("^ready ") + 1
 	for {
 		mark := t.s.Mark()
@@ -194,7 +209,7 @@ func (t *trial) restart(p *driver.Process) *driver.Process {
 		}
 	}
 	next := t.s.Ready(n)
-	p.WaitExit(0)
+	p.WaitExit(status)
 	return next
 }
 
@@ -215,6 +230,11 @@ func (t *trial) keeps(p *driver.Process, before usage) {
 	t.Helper()
 	if p != t.first {
 		before.goroutines++ // accepts what a predecessor moves
+	}
+	for _, d := range p.Sockets() {
+		if d.Blocking() {
+			t.Errorf("%v of pid %d blocks", d, p.Pid)
+		}
 	}
 	var now usage
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -446,6 +466,9 @@ func faults() []fault {
 		{name: "OnReady panics", play: hooked("onready-panic"), says: `\d OnReady: panic: played`},
 		{name: "OnReady exits", play: hooked("onready-goexit"), says: ready},
 		{name: "OnReady hangs", args: bounded, stuck: 2, play: hooked("onready-hang"), says: ready},
+		{name: "OnMove panics", args: []string{"-move"}, play: moved("onmove-panic"), says: `\d OnMove: panic: played`},
+		{name: "OnMove exits", args: []string{"-move"}, play: moved("onmove-goexit"), says: ready},
+		{name: "OnMove hangs", args: append([]string{"-move"}, bounded...), stuck: 1, keeps: 1, play: moved("onmove-hang"), says: ready},
 
 		// Clients.
 		{name: "client says nothing", play: client0(""), says: ready},
@@ -490,6 +513,7 @@ func faults() []fault {
 		{name: "WATCHDOG_USEC is nonsense", env: env("WATCHDOG_USEC=x", "WATCHDOG_PID=y"), play: restarts, says: ready},
 
 		// Limits.
+		{name: "no process may be started", set: ofAnotherUser, play: noProcess, says: "restart failed: .*resource temporarily unavailable"},
 		{name: "no descriptor is left", play: few(0), says: "restart failed: .*too many open files"},
 		{name: "one descriptor is left", play: few(1), says: "restart failed: .*too many open files"},
 		{name: "two descriptors are left", play: few(2), says: "restart failed: .*too many open files"},
@@ -619,6 +643,65 @@ func hooked(fault string) func(t *trial) *driver.Process {
 	}
 }
 
+// moved has OnMove misbehave when it gets a connection.
+func moved(fault string) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		c := dial(t, t.first.Addrs[0])
+		io.WriteString(c, "GET /move HTTP/1.1\r\nHost: moves\r\n\r\n")
+		if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("hijacking: %v, %v", resp, err)
+		}
+		t.faults.Set(t, fault)
+		next := t.restart(t.first)
+		if strings.HasSuffix(fault, "hang") {
+			c.Close()
+		} else {
+			c.SetReadDeadline(time.Now().Add(driver.Patience))
+			if b, err := c.answers.ReadByte(); err != io.EOF {
+				t.Errorf("nobody serves the connection, and it brings %q, %v", b, err)
+			}
+		}
+		t.faults.Clear(t, fault)
+		return next
+	}
+}
+
+// anotherUser is nobody's.
+const anotherUser = 54321
+
+// ofAnotherUser has the server run by a user for whom limits hold.
+func ofAnotherUser(t *trial, c *driver.Command) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	if _, err := exec.LookPath("prlimit"); err != nil {
+		t.Skip("no prlimit here")
+	}
+	for _, dir := range []string{t.dir, string(t.faults), filepath.Dir(string(t.link))} {
+		if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(t.dir, anotherUser, anotherUser); err != nil {
+		t.Fatal(err)
+	}
+	c.User = anotherUser
+}
+
+func noProcess(t *trial) *driver.Process {
+	limit := func(to string) {
+		cmd := exec.Command("prlimit", "--pid", strconv.Itoa(t.first.Pid), "--nproc="+to+":")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: anotherUser, Gid: anotherUser}}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("prlimit: %v: %s", err, out)
+		}
+	}
+	limit("1")
+	t.failedRestart()
+	limit("1000")
+	return t.first
+}
+
 // signals ends the server by signals: while a successor starts, if there is a fault that
 // keeps it from being ready.
 func signals(fault string, signals ...syscall.Signal) func(t *trial) *driver.Process {
@@ -729,7 +812,7 @@ func stoppedWhenReady(t *trial) *driver.Process {
 	t.first.Signal(syscall.SIGUSR2)
 	second := t.s.Ready(2)
 	t.faults.Clear(t, "stop-ready")
-	t.s.Line("takes no connections")
+	driver.Eventually(t, "the successor to be stopped", func() bool { return second.State() == "T" })
 	second.Signal(syscall.SIGKILL)
 	t.s.Line("serving again")
 	return t.first

@@ -1086,19 +1086,6 @@ func TestPIDFileOfAnotherIsNotRemoved(t *testing.T) {
 	}
 }
 
-func TestPIDFileThatCannotBeWrittenIsLogged(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "missing", "pid")
-	s := driver.Start(t, httpArgs("-pidfile", path)...)
-	p := s.Ready(1)
-	s.Line("PID file .*missing.*: .*; serving without it")
-	p.Signal(syscall.SIGUSR2)
-	next := s.Ready(2)
-	p.WaitExit(0)
-	next.Signal(syscall.SIGTERM)
-	next.WaitExit(0)
-}
-
 // The outcome of a restart.
 
 func TestOnRestartLearnsTheOutcome(t *testing.T) {

@@ -181,5 +181,15 @@ func (m *movedConns) offer(batch []*moving) error {
 // closed.
 func (p *Process) receiveMoved(c net.Conn, state []byte) {
 	counted := countIn(p.moved.list(), p.moved.list().Add, c)
-	_, _ = p.call("OnMove", func() error { p.OnMove(counted, state); return nil })
+	_, _ = p.call("OnMove", func() error {
+		returned := false
+		defer func() {
+			if !returned { // nobody else will close it
+				counted.Close()
+			}
+		}()
+		p.OnMove(counted, state)
+		returned = true
+		return nil
+	})
 }

@@ -185,95 +185,6 @@ func TestNothingIsLostOverRestarts(t *testing.T) {
 	}
 }
 
-func TestFailedRestartKeepsServing(t *testing.T) {
-	t.Parallel()
-	for fault, why := range map[string]string{
-		"exit":     `successor \S+: exit status 2 after \S+ \(before it was ready\)`,
-		"kill":     `successor \S+: signal: killed after \S+ \(before it was ready\)`,
-		"hang":     `successor \S+: not ready within 1s, it has called neither Serve nor CloseParent: context deadline exceeded; killed pid \d+`,
-		"prestart": `before the start: checking \S+: file already exists`,
-	} {
-		t.Run(fault, func(t *testing.T) {
-			t.Parallel()
-			driver.NeedProc(t)
-			faults := driver.NewFaults(t)
-			timeout := driver.Patience
-			if fault == "hang" {
-				timeout = time.Second // too little for a healthy successor, at times
-			}
-			s := driver.Start(t, tcp("-faults", string(faults), "-start-timeout", timeout.String())...)
-			first := s.Ready(1)
-			load := startLoad(t, first.Addrs[0])
-			faults.Set(t, fault)
-			for range 2 {
-				mark := s.Mark()
-				first.Signal(syscall.SIGUSR2)
-				s.Line(fmt.Sprintf(`restart failed: .*%s; still serving with pid %d$`, why, first.Pid), mark)
-				if zombies := first.Zombies(); len(zombies) > 0 {
-					t.Errorf("nobody has waited for %v", zombies)
-				}
-			}
-			load.atLeast(20)
-			if fault == "hang" {
-				if pids := load.nothingLost(); len(pids) != 1 {
-					t.Errorf("answers by pid: %v, want only %d", pids, first.Pid)
-				}
-				return
-			}
-			faults.Clear(t, fault)
-			first.Signal(syscall.SIGUSR2)
-			second := s.Ready(2)
-			first.WaitExit(0)
-			load.atLeast(20)
-			pids := load.nothingLost()
-			if len(pids) != 2 || pids[first.Pid] == 0 || pids[second.Pid] == 0 {
-				t.Errorf("answers by pid: %v, want only %d and %d", pids, first.Pid, second.Pid)
-			}
-		})
-	}
-}
-
-func TestRestartSignalWhileOneIsUnderWayIsAnsweredInTheLog(t *testing.T) {
-	t.Parallel()
-	faults := driver.NewFaults(t)
-	s := driver.Start(t, tcp("-faults", string(faults))...)
-	first := s.Ready(1)
-	faults.Set(t, "slow")
-	first.Signal(syscall.SIGUSR2)
-	s.Line("^waiting")
-	first.Signal(syscall.SIGUSR2)
-	s.Line(`restart signal ignored: .*a restart is already under way`)
-	servedBy(t, first.Addrs[0], first)
-	faults.Clear(t, "slow")
-	second := s.Ready(2)
-	first.WaitExit(0)
-	servedBy(t, first.Addrs[0], second)
-	if n := s.Count(`^start `); n != 2 {
-		t.Errorf("%d processes were started, want 2", n)
-	}
-}
-
-// Whoever still knows only the first process can ask it for another restart.
-func TestRestartSignalAfterTheHandoffIsPassedOn(t *testing.T) {
-	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
-	first.Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	s.Line("drains 1 connection")
-	first.Signal(syscall.SIGUSR2)
-	s.Line(fmt.Sprintf(`restart signal passed on: pid %d has handed over to pid %d`, first.Pid, second.Pid))
-	third := s.Ready(3)
-	second.Wait()
-	awaitServedBy(t, first.Addrs[0], third, second)
-	held.servedBy(first)
-	held.Close()
-	first.WaitExit(0)
-	servedBy(t, first.Addrs[0], third)
-}
-
 func TestRestartSignalWhileStoppingIsAnsweredInTheLog(t *testing.T) {
 	t.Parallel()
 	s := driver.Start(t, tcp()...)
@@ -291,84 +202,21 @@ func TestRestartSignalWhileStoppingIsAnsweredInTheLog(t *testing.T) {
 	}
 }
 
-// A stop is meant for the service: a successor that is not ready ends with it.
+// A stop is meant for the service: a successor that is not ready ends with it, also where
+// the listeners cannot be paused.
 func TestStopWhileASuccessorStartsEndsBoth(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "bare"} {
-		for _, fault := range []string{"hang", "slow"} {
-			t.Run(mode+" "+fault, func(t *testing.T) {
-				t.Parallel()
-				faults := driver.NewFaults(t)
-				s := driver.Start(t, tcp("-mode", mode, "-faults", string(faults))...)
-				first := s.Ready(1)
-				faults.Set(t, fault)
-				first.Signal(syscall.SIGUSR2)
-				s.Line(`^(hanging|waiting)`)
-				first.Signal(syscall.SIGTERM)
-				first.WaitExit(0)
-				s.Started(2).Wait()
-				s.WaitEnd()
-				if n := s.Count("still serving"); n != 0 {
-					t.Error("it says that it still serves")
-				}
-				driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
-			})
-		}
-	}
-}
-
-func TestSuccessorThatDiesYoungIsTakenBack(t *testing.T) {
-	t.Parallel()
-	for fault, end := range map[string]string{
-		"kill-ready": "signal: killed",
-		"exit-ready": "exit status 2",
-	} {
-		t.Run(fault, func(t *testing.T) {
-			t.Parallel()
-			driver.NeedProc(t)
-			path := filepath.Join(t.TempDir(), "s")
-			faults := driver.NewFaults(t)
-			s := driver.Start(t, tcp("-faults", string(faults), "-listen", "unix:"+path)...)
-			first := s.Ready(1)
-			held := dial(t, first.Addrs[0]) // it is not drained before this ends
-			held.servedBy(first)
-
-			faults.Set(t, fault)
-			for n := 2; n <= 3; n++ { // it may happen again
-				mark := s.Mark()
-				first.Signal(syscall.SIGUSR2)
-				dead := s.Ready(n)
-				s.Line(fmt.Sprintf(`restart failed: successor pid %d: %s, \S+ after its start; serving again with pid %d`,
-					dead.Pid, end, first.Pid), mark)
-				held.servedBy(first)
-				for _, addr := range first.Addrs {
-					servedBy(t, addr, first)
-				}
-				if zombies := first.Zombies(); len(zombies) > 0 {
-					t.Errorf("nobody has waited for %v", zombies)
-				}
-				for _, d := range first.Sockets() {
-					if d.Blocking() {
-						t.Errorf("%v blocks", d)
-					}
-				}
-			}
-
-			faults.Clear(t, fault)
-			first.Signal(syscall.SIGUSR2)
-			last := s.Ready(4)
-			held.Close()
-			first.WaitExit(0)
-			for _, addr := range first.Addrs {
-				servedBy(t, addr, last)
-			}
-			last.Signal(syscall.SIGTERM)
-			last.WaitExit(0)
-			if _, err := os.Stat(path); !os.IsNotExist(err) {
-				t.Errorf("the last generation left the unix socket's file: %v", err)
-			}
-		})
-	}
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-mode", "bare", "-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Set(t, "slow")
+	first.Signal(syscall.SIGUSR2)
+	s.Line(`^waiting`)
+	first.Signal(syscall.SIGTERM)
+	first.WaitExit(0)
+	s.Started(2).Wait()
+	s.WaitEnd()
+	driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
 }
 
 func TestStopAfterTakingBackRemovesTheUnixPath(t *testing.T) {
@@ -502,125 +350,6 @@ func TestOnlyTheLastPredecessorTakesBack(t *testing.T) {
 	two.servedBy(second)
 }
 
-// The successor is replaced by one that does not do what it should, on the
-// control socket. The predecessor survives it.
-func TestSuccessorThatMisbehavesOnTheControlSocket(t *testing.T) {
-	t.Parallel()
-	driver.NeedProc(t)
-	for _, test := range []struct {
-		play string
-		want string // in the log
-	}{
-		{"silence", `restart failed: .*not ready within 1s`},
-		{"nonsense", `restart failed: `},
-		{"too-large", `restart failed: `},
-		{"half", `restart failed: `},
-		{"closed", `restart failed: `},
-		{"hello-hang", `restart failed: .*not ready within 1s`},
-		{"hello-exit", `restart failed: .*exit status 3`},
-	} {
-		t.Run(test.play, func(t *testing.T) {
-			t.Parallel()
-			timeout := time.Second
-			if test.play == "hello-exit" {
-				timeout = driver.Patience
-			}
-			link := driver.NewLink(t, driver.Binary(t))
-			s := driver.Command{
-				Path: string(link),
-				Args: tcp("-start-timeout", timeout.String(), "-play", test.play),
-			}.Start(t)
-			first := s.Ready(1)
-			held := dial(t, first.Addrs[0])
-			held.servedBy(first)
-			before := len(first.Sockets())
-
-			link.Move(t, driver.Stranger(t))
-			first.Signal(syscall.SIGUSR2)
-			s.Line(fmt.Sprintf(`%s.*; still serving with pid %d`, test.want, first.Pid))
-			s.Started(2).Wait()
-			held.servedBy(first)
-			if zombies := first.Zombies(); len(zombies) > 0 {
-				t.Errorf("nobody has waited for %v", zombies)
-			}
-			if after := first.Sockets(); len(after) != before {
-				t.Errorf("%d sockets were open, now there are %v", before, after)
-			}
-			servedBy(t, first.Addrs[0], first)
-
-			// It is not under way any more.
-			mark := s.Mark()
-			first.Signal(syscall.SIGUSR2)
-			s.Line(`restart: started pid`, mark)
-		})
-	}
-}
-
-func TestSuccessorThatGetsReadyAndThenTalksNonsense(t *testing.T) {
-	t.Parallel()
-	link := driver.NewLink(t, driver.Binary(t))
-	s := driver.Command{Path: string(link), Args: tcp("-play", "ready-nonsense")}.Start(t)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
-	link.Move(t, driver.Stranger(t))
-	first.Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	s.Line(`^playing`)
-	// It serves, so what it says does not matter.
-	awaitServedBy(t, first.Addrs[0], second, first)
-	held.servedBy(first)
-	held.Close()
-	first.WaitExit(0)
-	servedBy(t, first.Addrs[0], second)
-}
-
-func TestSuccessorThatKillsItselfWhenReady(t *testing.T) {
-	t.Parallel()
-	link := driver.NewLink(t, driver.Binary(t))
-	s := driver.Command{Path: string(link), Args: tcp("-play", "ready-kill")}.Start(t)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
-	link.Move(t, driver.Stranger(t))
-	first.Signal(syscall.SIGUSR2)
-	s.Line(fmt.Sprintf(`restart failed: .*signal: killed.*serving again with pid %d`, first.Pid))
-	held.servedBy(first)
-	servedBy(t, first.Addrs[0], first)
-}
-
-// A later version may say what this one does not know.
-func TestNewerSuccessorIsUnderstood(t *testing.T) {
-	t.Parallel()
-	driver.NeedProc(t)
-	link := driver.NewLink(t, driver.Binary(t))
-	s := driver.Command{Path: string(link), Args: tcp("-play", "newer")}.Start(t)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
-	before := pipes(first)
-	link.Move(t, driver.Stranger(t))
-	first.Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	s.Line("drains 1 connection")
-	if after := pipes(first); after != before {
-		t.Errorf("%d pipes were open, now there are %d: descriptors of unknown messages stay", before, after)
-	}
-	held.Close()
-	first.WaitExit(0)
-	servedBy(t, first.Addrs[0], second)
-}
-
-// pipes counts those open in a process; the standard streams are.
-func pipes(p *driver.Process) (n int) {
-	for _, d := range p.Descriptors() {
-		if regexp.MustCompile(`^pipe:`).MatchString(d.Target) {
-			n++
-		}
-	}
-	return n
-}
-
 func TestRepeatedRestartsLeaveNothingBehind(t *testing.T) {
 	t.Parallel()
 	driver.NeedProc(t)
@@ -727,20 +456,4 @@ func TestLinesGoToTheLogger(t *testing.T) {
 	if n := s.Count(`^\d{4}/`); n > 0 {
 		t.Errorf("%d lines went to the standard logger:\n%s", n, s.Output())
 	}
-}
-
-func TestSuccessorOfACrashedPredecessorServesOn(t *testing.T) {
-	t.Parallel()
-	faults := driver.NewFaults(t)
-	s := driver.Start(t, tcp("-log-prefix", "mine: ", "-faults", string(faults))...)
-	first := s.Ready(1)
-	faults.Set(t, "slow")
-	first.Signal(syscall.SIGUSR2)
-	s.Line("^waiting")
-	first.Signal(syscall.SIGKILL)
-	first.Wait()
-	faults.Clear(t, "slow")
-	second := s.Ready(2)
-	servedBy(t, first.Addrs[0], second)
-	s.Line(`^mine: .*the predecessor ended before we were ready`)
 }

@@ -157,6 +157,7 @@ func newMux() http.Handler {
 			w.(http.Flusher).Flush()
 		}
 	})
+	mux.HandleFunc("/ran", answerToken)
 	mux.HandleFunc("/file", serveFile)
 	mux.HandleFunc("/whole", echoWhole)
 	// An echo of lines, see kit.Echo.
@@ -169,6 +170,21 @@ func newMux() http.Handler {
 		fmt.Fprintf(buffered, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\nPid: %d\r\n\r\n", os.Getpid())
 		buffered.Flush()
 		kit.Echo(c)
+	})
+	// Waits for the drain, and moves to the successor.
+	mux.HandleFunc("/move", func(w http.ResponseWriter, r *http.Request) {
+		c, buffered, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(buffered, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n")
+		buffered.Flush()
+		<-toMove
+		if err := gracehttp.Move(c, nil); err != nil {
+			kit.Event("not-moved", "error", err)
+			c.Close()
+		}
 	})
 	mux.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, strings.Join(os.Environ(), "\n"))

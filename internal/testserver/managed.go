@@ -21,7 +21,10 @@ var (
 	pidFile = flag.String("pidfile", "", "File for the process id.")
 	standby = flag.Duration("standby", 0, "How long to stay after a handoff.")
 	store   = flag.Bool("store", false, "Store the listeners with the manager.")
+	moves   = flag.Bool("move", false, "Move the connections of /move.")
 	packets kit.List
+
+	toMove = make(chan struct{}) // closed when it is time
 )
 
 func init() {
@@ -35,6 +38,14 @@ func managedOptions(f *kit.Flags) (options []gracehttp.Option, finish func(), er
 		kit.Event("outcome", "successor", pid, "took", took, "error", err)
 		f.Hook("onrestart")
 	}))
+	if *moves {
+		options = append(options,
+			gracehttp.OnDrain(sync.OnceFunc(func() { close(toMove) })),
+			gracehttp.OnMove(func(c net.Conn, _ []byte) {
+				f.Hook("onmove")
+				kit.Echo(c)
+			}))
+	}
 	if *pidFile != "" {
 		options = append(options, gracehttp.PIDFile(*pidFile))
 	}

@@ -17,6 +17,7 @@ import (
 func main() {
 	kit.Lifeline()
 	kit.Event("start")
+	flag.Bool("move", false, "The test server has it.")
 	for _, name := range []string{"pidfile", "standby"} {
 		flag.String(name, "", "The test server has it.")
 	}
