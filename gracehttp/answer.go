@@ -80,6 +80,11 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.http1Writer }
 // ServeHTTP calls the user's handler.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	handler := s.handler
+	if !s.plain && r.TLS == nil {
+		if c := connOf(r); c != nil {
+			r.TLS = c.tlsState()
+		}
+	}
 	if r.RequestURI == "*" && r.Method == "OPTIONS" && s.options {
 		handler = http.HandlerFunc(answerOptions)
 	}

@@ -66,6 +66,7 @@ type conn struct {
 	pace     *pace     // the last that has given it its place
 	place    uint32
 	used     bool // it was moved here after a request
+	wrapped  bool // it is of a wrapper's own type
 	http1    bool // neither HTTP/2 nor hijacked
 	http2    bool
 	closing  bool // an answer says that it is the last
@@ -129,7 +130,10 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 		w.conn.init(s, c)
 		return w, &w.conn
 	default:
-		panic("gracehttp: a listener of package net accepted something else")
+		w := &wrappedConn{wrappedMethods: wrappedMethods{c}}
+		w.conn.init(s, wrappedRaw{c})
+		w.conn.wrapped = true
+		return w, &w.conn
 	}
 }
 
@@ -155,6 +159,9 @@ func (c *conn) init(s *server, raw rawConn) {
 // coreOf finds the conn in what net/http knows as the connection.
 func coreOf(nc net.Conn) *conn {
 	if t, ok := nc.(*tls.Conn); ok {
+		if c, ok := passed.Load(t); ok {
+			return c.(*conn)
+		}
 		nc = t.NetConn()
 	}
 	if t, ok := nc.(*tcpConn); ok {
@@ -162,6 +169,9 @@ func coreOf(nc net.Conn) *conn {
 	}
 	if u, ok := nc.(*unixConn); ok {
 		return &u.conn
+	}
+	if w, ok := nc.(*wrappedConn); ok {
+		return &w.conn
 	}
 	return nil
 }
@@ -195,7 +205,7 @@ func (c *conn) decide() (until time.Time, end bool) {
 	if d == nil || d.lameDuck || !c.http1 || !c.is(idle) && !c.handshaking() {
 		return until, false
 	}
-	if d.moves() {
+	if d.moves() && !c.wrapped {
 		c.mu.Unlock()
 		b := d.mover.offer(c)
 		c.mu.Lock()
@@ -407,6 +417,10 @@ func (c *conn) wake() bool {
 	if !c.http1 || was&woken != 0 || was&idle == 0 && !c.handshaking() {
 		return false
 	}
+	if c.wrapped {
+		c.expire(was)
+		return false
+	}
 	if !c.state.CompareAndSwap(was, was|woken) {
 		return false // a request begins just now
 	}
@@ -452,7 +466,13 @@ func follow(nc net.Conn, state http.ConnState) {
 			}
 		}
 	}
-	if state == http.StateNew || state == http.StateClosed {
+	if state == http.StateClosed {
+		if t, ok := nc.(*tls.Conn); ok {
+			closePassed(t)
+		}
+		return
+	}
+	if state == http.StateNew {
 		return
 	}
 	if c := coreOf(nc); c != nil {

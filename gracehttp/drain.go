@@ -133,10 +133,10 @@ func (d *drain) expiry(c *conn) time.Time {
 func (d *drain) tells(r *http.Request) bool {
 	now := time.Now()
 	early := r.ProtoMajor == 1 && now.Before(d.middle)
-	if early && d.moves() {
+	c := connOf(r)
+	if early && d.moves() && (c == nil || !c.wrapped) {
 		return false
 	}
-	c := connOf(r)
 	if c == nil {
 		return true
 	}
@@ -184,9 +184,16 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 	// No new connections. Those that the kernel has accepted already are served
 	// by the successor, or by the process that systemd starts next; if there is
 	// neither, here.
-	s.listener.Pause()
+	activated := handoff.Self().Activated(s.socket)
+	pause := s.listener.Pause
+	if last && !activated && !s.plain {
+		pause = s.listener.PauseEmpty
+	}
+	if !pause() {
+		s.closeSocket()
+	}
 	moves := !last && !s.tls && how.To.Moves()
-	d.newPace(moves)
+	d.newPace(moves && s.plain)
 	if moves {
 		d.mover = newMover(func(c []syscall.Conn, w []handoff.Waiting) error {
 			return how.To.Move(s.socket, c, w, d.answerTime())
@@ -197,9 +204,11 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 	if was := s.draining.Swap(d); was == nil {
 		s.counts.reset()
 	}
-	switch activated := handoff.Self().Activated(s.socket); {
+	switch {
 	case last && !activated:
-		s.serveBacklog()
+		if s.plain {
+			s.serveBacklog()
+		}
 		s.closeSocket()
 	case d.stop:
 		s.closeSocket()

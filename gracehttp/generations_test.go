@@ -55,6 +55,11 @@ func newGeneration(t testing.TB, network string, srv *http.Server, idleGrace tim
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newGenerationOn(t, l, srv, idleGrace)
+}
+
+func newGenerationOn(t testing.TB, l net.Listener, srv *http.Server, idleGrace time.Duration) *generation {
+	t.Helper()
 	a := &app{idleGrace: idleGrace}
 	a.process.Logger = testLog(t)
 	if srv.ErrorLog == nil {
@@ -78,7 +83,7 @@ func newGeneration(t testing.TB, network string, srv *http.Server, idleGrace tim
 			hook(c, state)
 		}
 	}
-	g.server = newServer(a, srv, l.(socket), network+" "+address)
+	g.server = newServer(a, srv, l, l.Addr().Network()+" "+l.Addr().String())
 	a.servers = append(a.servers, g.server)
 	accepting := make(chan struct{})
 	go func() { g.served <- g.server.Serve(func() { close(accepting) }) }()

@@ -181,6 +181,7 @@ type app struct {
 	onDrain   []func()
 	onReady   []func()
 	servers   []*server
+	given     []given
 	unixMode  *fs.FileMode // nil: by the umask
 	since     atomic.Pointer[time.Time]
 }
@@ -226,6 +227,11 @@ func ServeContext(ctx context.Context, servers []*http.Server, options ...Option
 	a.process.Logger = logger.Load()
 	if !*verbose {
 		a.process.Logger = silence
+	}
+	defer a.closeGiven()
+	servers, err := a.withGiven(servers)
+	if err != nil {
+		return err
 	}
 	if len(servers) == 0 {
 		return errors.New("gracehttp: no server to serve")
@@ -303,7 +309,7 @@ func (a *app) listeners() []grace.Listener {
 
 // listen opens or inherits the socket of each server, or none.
 func (a *app) listen(servers []*http.Server) (err error) {
-	var sockets []socket
+	var sockets []net.Listener
 	defer func() {
 		if err != nil {
 			for _, l := range sockets {
@@ -314,7 +320,10 @@ func (a *app) listen(servers []*http.Server) (err error) {
 	var names []string
 	for _, srv := range servers {
 		network, addr := address(srv)
-		if addr == "" {
+		l := a.givenTo(srv)
+		if l != nil {
+			network, addr = l.Addr().Network(), l.Addr().String()
+		} else if addr == "" {
 			return fmt.Errorf("gracehttp: server %q: no path", srv.Addr)
 		}
 		if err := checkTLS(srv); err != nil {
@@ -324,11 +333,12 @@ func (a *app) listen(servers []*http.Server) (err error) {
 		if network == "unix" && a.unixMode != nil {
 			listen = a.openUnix
 		}
-		l, err := listen(network, addr)
-		if err != nil {
-			return fmt.Errorf("gracehttp: %w", err)
+		if l == nil {
+			if l, err = listen(network, addr); err != nil {
+				return fmt.Errorf("gracehttp: %w", err)
+			}
 		}
-		sockets = append(sockets, l.(socket))
+		sockets = append(sockets, l)
 		names = append(names, network+" "+addr)
 	}
 	for i, srv := range servers {

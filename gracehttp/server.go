@@ -33,6 +33,7 @@ type server struct {
 	draining atomic.Pointer[drain] // nil: not draining
 	handler  http.Handler          // the user's, or one for http.DefaultServeMux
 	tls      bool
+	plain    bool // it accepts from the socket itself, not from a wrapper of the program's
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
 	listener *accept.Listener
@@ -63,19 +64,28 @@ type server struct {
 	spare   []tcpConn // for connections to come
 }
 
-func newServer(a *app, srv *http.Server, l socket, name string) *server {
+func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 	s := &server{
-		socket:   l,
-		app:      a,
-		listener: accept.New(l),
-		user:     srv,
-		http:     srv,
-		tls:      isTLS(srv),
-		options:  !srv.DisableGeneralOptionsHandler,
-		handler:  srv.Handler,
-		changed:  make(chan struct{}, 1),
+		app:     a,
+		plain:   isPlain(l),
+		user:    srv,
+		http:    srv,
+		tls:     isTLS(srv),
+		options: !srv.DisableGeneralOptionsHandler,
+		handler: srv.Handler,
+		changed: make(chan struct{}, 1),
 	}
 	s.changes.L = &s.mu
+	if s.plain {
+		s.socket, s.listener = l.(socket), accept.New(l)
+	} else {
+		s.socket = under(l)
+		var pauser accept.Pauser
+		if canPause(s.socket) {
+			pauser = s.socket
+		}
+		s.listener = accept.NewWrapped(l, pauser)
+	}
 	s.listener.Pause() // until Resume
 	if srv.TLSNextProto != nil {
 		s.proto = maps.Clone(srv.TLSNextProto)
@@ -95,7 +105,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	srv.DisableGeneralOptionsHandler = true // what net/http answers there tells no client to leave
 	if hook := srv.ConnState; hook != nil {
 		srv.ConnState = func(nc net.Conn, state http.ConnState) {
-			hook(nc, state) // first: a deadline that it sets is not to be taken for net/http's
+			hook(accepted(nc), state) // first: a deadline that it sets is not to be taken for net/http's
 			follow(nc, state)
 		}
 	} else {
@@ -104,7 +114,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	hook := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
 		if hook != nil {
-			ctx = hook(ctx, nc)
+			ctx = hook(ctx, accepted(nc))
 		}
 		if c := coreOf(nc); c != nil && ctx != nil { // net/http says what is wrong with nil
 			c.ctx = connContext{ctx, c}
@@ -117,7 +127,7 @@ func newServer(a *app, srv *http.Server, l socket, name string) *server {
 	if s.tls {
 		keepTickets(srv, name)
 	} else {
-		handoff.Self().Receive(l, s.take)
+		handoff.Self().Receive(s.socket, s.take)
 	}
 	return s
 }
@@ -200,13 +210,19 @@ func (s *server) serveOn(srv *http.Server, l net.Listener) error {
 // Accept implements net.Listener; it is called through httpListener.
 func (s *server) Accept() (net.Conn, error) {
 	s.begun.Do(s.accepting)
-	c, err := s.listener.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		c, err := s.listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		wrapped, core := s.wrap(c)
+		s.admit(core, s.listener.Admit)
+		t, ok := c.(*tls.Conn)
+		if !ok {
+			return wrapped, nil
+		}
+		go s.handshake(t, wrapped, core)
 	}
-	wrapped, core := s.wrap(c)
-	s.admit(core, s.listener.Admit)
-	return wrapped, nil
 }
 
 // admit lists a connection. A drain that has begun meanwhile may have missed it.
@@ -320,7 +336,8 @@ func (s *server) inject(c net.Conn) {
 	select {
 	case l.conns <- c:
 	case <-l.ended:
-		c.Close()
+		coreOf(c).Close()
+		passed.Delete(c)
 	}
 }
 
@@ -450,6 +467,11 @@ func (s *server) userShutdown() {
 // Resume undoes Drain, and reports whether the server accepts again.
 func (s *server) Resume() bool {
 	s.draining.Store(nil)
+	if !s.plain {
+		for _, e := range s.listener.Entries() {
+			e.Conn.(*conn).wake() // which ends its time
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shut || s.unbound {
@@ -486,6 +508,10 @@ func (s *server) closeSocket() {
 // listen opens the socket anew, and reports whether it could. The caller holds s.mu.
 func (s *server) listen() bool {
 	addr := s.Addr()
+	if !s.plain {
+		s.app.logf("%s: not served again: the program's listener was closed", addr)
+		return false
+	}
 	l, err := s.app.net.Listen(addr.Network(), addr.String())
 	if err != nil {
 		s.app.logf("%s: not served again: %v", addr, err)

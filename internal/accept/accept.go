@@ -11,16 +11,29 @@ import (
 	"time"
 )
 
+const (
+	// wrapperTimeout is how long a wrapper may take until its Accept has ended.
+	wrapperTimeout = 100 * time.Millisecond
+
+	// emptyTime is how long PauseEmpty goes on accepting.
+	emptyTime = 50 * time.Millisecond
+)
+
+var longAgo = time.Unix(1, 0)
+
 // A Listener accepts from a listening socket. It accepts again after Pause, which
 // a closed socket never could: that is what lets a process take over again
 // from a successor that failed.
 type Listener struct {
 	socket net.Listener
+	pauser Pauser // nil: Accept cannot be called back
+	wraps  bool   // socket is another's, which need not return at once when it is called back
 
 	mu        sync.Mutex // guards what follows
 	changed   sync.Cond  // paused, ended or accepting has changed
 	paused    bool       // Accept waits
 	pauses    int        // how often
+	emptying  bool       // Accept does not wait yet, but until nobody comes
 	ended     bool       // Accept fails
 	closed    bool       // so is the socket
 	accepting int        // calls of Accept that may still bring a connection
@@ -42,10 +55,22 @@ type Entry struct {
 // Since returns when the connection was listed.
 func (e *Entry) Since() time.Time { return e.since }
 
+// A Pauser ends a call of Accept by a deadline, as (*net.TCPListener).SetDeadline.
+type Pauser interface{ SetDeadline(time.Time) error }
+
 // New returns a Listener that accepts from socket.
 func New(socket net.Listener) *Listener {
-	l := &Listener{socket: socket}
+	pauser, _ := socket.(Pauser)
+	l := &Listener{socket: socket, pauser: pauser}
 	l.changed.L = &l.mu
+	return l
+}
+
+// NewWrapped returns a Listener that accepts from a wrapper around what is paused by
+// pauser, which may be nil.
+func NewWrapped(wrapper net.Listener, pauser Pauser) *Listener {
+	l := New(wrapper)
+	l.pauser, l.wraps = pauser, true
 	return l
 }
 
@@ -55,7 +80,7 @@ func New(socket net.Listener) *Listener {
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		l.mu.Lock()
-		for l.paused && !l.ended {
+		for l.paused && !l.emptying && !l.ended {
 			l.changed.Wait()
 		}
 		if l.ended {
@@ -72,6 +97,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 
 		l.mu.Lock()
+		l.emptying = false
 		l.accepted()
 		// A pause may be over by the time that it shows here.
 		ours := pauses != l.pauses && errors.Is(err, os.ErrDeadlineExceeded)
@@ -170,34 +196,64 @@ func (l *Listener) Entries() []*Entry {
 // Pause stops accepting without closing the socket, which goes on queueing
 // connections in the kernel. It reports whether that is possible: one without
 // SetDeadline cannot be called back from its Accept. When Pause returns true, all
-// that was accepted is listed.
+// that was accepted is listed, unless a wrapper holds it up.
 func (l *Listener) Pause() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.pause() {
+	if !l.pause(longAgo) {
 		return false
 	}
-	for l.paused && l.accepting > 0 && !l.ended {
-		l.changed.Wait()
-	}
+	l.awaitPause(wrapperTimeout)
 	return true
 }
 
-func (l *Listener) pause() bool {
-	d, ok := l.socket.(interface{ SetDeadline(time.Time) error })
-	if ok && !l.closed {
+// PauseEmpty is Pause when nobody has been waiting in the kernel for a moment, for a
+// wrapper: what waits there has to come through it.
+func (l *Listener) PauseEmpty() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.pause(time.Now().Add(emptyTime)) {
+		return false
+	}
+	l.emptying = true
+	l.changed.Broadcast()
+	l.awaitPause(emptyTime + wrapperTimeout)
+	l.emptying = false
+	return true
+}
+
+func (l *Listener) pause(when time.Time) bool {
+	if l.pauser != nil && !l.closed {
 		l.paused = true
 		l.pauses++
-		d.SetDeadline(time.Unix(1, 0))
+		l.pauser.SetDeadline(when)
 	}
-	return ok
+	return l.pauser != nil
+}
+
+// awaitPause waits until no Accept is under way. A wrapper may be waiting for something
+// else, such as the end of another connection: it has until the timeout. The caller holds
+// l.mu.
+func (l *Listener) awaitPause(timeout time.Duration) {
+	late := false
+	if l.wraps {
+		defer time.AfterFunc(timeout, func() {
+			l.mu.Lock()
+			late = true
+			l.changed.Broadcast()
+			l.mu.Unlock()
+		}).Stop()
+	}
+	for l.paused && (l.accepting > 0 || l.emptying) && !l.ended && !late {
+		l.changed.Wait()
+	}
 }
 
 // End stops accepting as Pause does, and lets Accept return net.ErrClosed.
 func (l *Listener) End() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pause()
+	l.pause(longAgo)
 	l.ended = true
 	l.changed.Broadcast()
 }
@@ -206,11 +262,10 @@ func (l *Listener) End() {
 func (l *Listener) Resume() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	d, ok := l.socket.(interface{ SetDeadline(time.Time) error })
-	if !ok || l.ended {
+	if l.pauser == nil || l.ended {
 		return false
 	}
-	err := d.SetDeadline(time.Time{})
+	err := l.pauser.SetDeadline(time.Time{})
 	l.paused = false
 	l.changed.Broadcast()
 	return err == nil // else somebody has closed it
@@ -228,6 +283,7 @@ func (l *Listener) Replace(socket net.Listener) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.socket, l.paused = socket, true
+	l.pauser, _ = socket.(Pauser)
 	l.ended, l.closed = false, false
 }
 
