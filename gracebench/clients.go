@@ -275,10 +275,17 @@ func (h *handshakes) count(s tls.ConnectionState) error {
 	return nil
 }
 
+// A witness is told at once what users see.
+type witness interface {
+	answered(pid string, at time.Duration)
+	missed() // a request was lost
+}
+
 // A user is a client with its habits, and what it has seen.
 type user struct {
 	number int
 	client client
+	tells  witness
 	pauses time.Duration // at most; 0 sends one request after another
 
 	requests int
@@ -287,10 +294,11 @@ type user struct {
 	samples  []sample // but those for which the handler waits
 }
 
-func newUser(number int, c client) *user {
+func newUser(number int, c client, w witness) *user {
 	return &user{
 		number:  number,
 		client:  c,
+		tells:   w,
 		pauses:  []time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 400 * time.Millisecond}[number%4],
 		lost:    make(map[string]int),
 		remotes: make(map[string]bool),
@@ -299,33 +307,33 @@ func newUser(number int, c client) *user {
 
 // meet makes the users open their connections: all at the same time, so that a proxy has one to the server for each of
 // them.
-func meet(t *target, users []*user) error {
+func meet(users []*user) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(users))
 	for i, u := range users {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			errs[i] = u.meet(t)
+			errs[i] = u.meet()
 		}()
 	}
 	wg.Wait()
 	return errors.Join(errs...)
 }
 
-func (u *user) meet(t *target) error {
+func (u *user) meet() error {
 	u.requests++
 	a, err := u.client.do(request{body: fmt.Sprintf("user %d\n", u.number), wait: 200 * time.Millisecond})
 	if err != nil {
 		return fmt.Errorf("the first request: %w", err)
 	}
 	u.remotes[a.remote] = true
-	t.answered(a.pid, now())
+	u.tells.answered(a.pid, now())
 	return nil
 }
 
 // run sends requests until ctx is done.
-func (u *user) run(ctx context.Context, t *target) {
+func (u *user) run(ctx context.Context) {
 	rnd := rand.New(rand.NewPCG(uint64(u.number), 0))
 	padding := strings.Repeat("x", 200)
 	for ctx.Err() == nil {
@@ -344,11 +352,11 @@ func (u *user) run(ctx context.Context, t *target) {
 		end := now()
 		if err != nil {
 			u.lost[errorKind(err)]++
-			t.lost.Add(1)
+			u.tells.missed()
 			sleep(ctx, lostPause)
 			continue
 		}
-		t.answered(a.pid, end)
+		u.tells.answered(a.pid, end)
 		u.remotes[a.remote] = true
 		if q.wait == 0 {
 			u.samples = append(u.samples, sample{a.sent, end})

@@ -176,8 +176,8 @@ func TestUserCountsByKindOfError(t *testing.T) {
 		fmt.Fprintf(w, "HTTP/1.1 %d Something\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
 		return true
 	})
-	u := newUser(0, c)
-	u.run(ctx, new(target))
+	u := newUser(0, c, new(target))
+	u.run(ctx)
 	if u.requests != 30 || u.lost["status 503"] != 10 || len(u.lost) != 1 {
 		t.Errorf("%d requests, lost %v; want 30, 10 with status 503", u.requests, u.lost)
 	}

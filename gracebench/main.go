@@ -143,6 +143,7 @@ func benchMain() error {
 		chaosFor          time.Duration
 		seed              uint64
 		cost, full, peers bool
+		fleet             bool
 	)
 	flag.IntVar(&cfg.clients, "clients", 32, "clients at a time")
 	flag.IntVar(&cfg.restarts, "restarts", 0, "restarts of each kind, half as many of the kind rapid (default as many as fit into two minutes)")
@@ -154,6 +155,7 @@ func benchMain() error {
 	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")
 	flag.BoolVar(&cost, "cost", false, "measure what the library costs while nothing restarts, next to net/http; and how restarts grow with connections and listeners")
 	flag.BoolVar(&peers, "peers", false, "compare with other ways to restart")
+	flag.BoolVar(&fleet, "fleet", false, "restart and replace instances behind load balancers")
 	flag.StringVar(&svg, "svg", "", "draw one restart, request by request, into this `file`")
 	flag.IntVar(&soak, "soak", 0, "restart this often, and look whether the server grows")
 	flag.DurationVar(&chaosFor, "chaos", 0, "restart to good and bad versions for this long, and kill, stop and freeze either side")
@@ -202,6 +204,8 @@ func benchMain() error {
 	switch {
 	case cost:
 		return benchCost(ctx, cfg, kindList)
+	case fleet:
+		return benchFleet(ctx, cfg)
 	case peers:
 		return benchPeers(ctx, cfg)
 	case svg != "":

@@ -18,7 +18,30 @@ func startNginx(ctx context.Context, t *target, reload bool) (string, error) {
 	if reload {
 		master, pid, signal = "on", "proxy_hide_header Pid; add_header Pid $pid;", "HUP"
 	}
-	conf := `
+	conf := nginxConf(master, `
+	upstream tested {
+		server {server} max_fails=0;
+		keepalive 1000;
+		keepalive_requests 100000000;
+		keepalive_timeout 10m;
+	}
+	server {
+		listen {addr};
+		location / {
+			proxy_pass http://tested;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+			proxy_next_upstream off;
+			`+pid+`
+		}
+	}
+`)
+	return startProxy(ctx, t, conf, signal, "nginx", "-p", t.config.dir, "-e", "stderr", "-c")
+}
+
+// nginxConf is a configuration with these upstreams and servers.
+func nginxConf(master, http string) string {
+	return `
 daemon off;
 master_process ` + master + `;
 pid {dir}/nginx.pid;
@@ -33,25 +56,9 @@ http {
 	scgi_temp_path {dir}/scgi;
 	keepalive_requests 100000000;
 	keepalive_timeout 10m;
-	upstream tested {
-		server {server} max_fails=0;
-		keepalive 1000;
-		keepalive_requests 100000000;
-		keepalive_timeout 10m;
-	}
-	server {
-		listen {addr};
-		location / {
-			proxy_pass http://tested;
-			proxy_http_version 1.1;
-			proxy_set_header Connection "";
-			proxy_next_upstream off;
-			` + pid + `
-		}
-	}
+` + http + `
 }
 `
-	return startProxy(ctx, t, conf, signal, "nginx", "-p", t.config.dir, "-e", "stderr", "-c")
 }
 
 // startHAProxy starts haproxy in front of the server, like startNginx.
@@ -82,52 +89,57 @@ backend tested
 	return startProxy(ctx, t, conf, signal, "haproxy", master, "-f")
 }
 
-// startProxy writes the configuration and starts the program with its name as the last argument. It returns the address
-// of the proxy when it accepts connections. The signal, if there is one, makes it reload.
-func startProxy(ctx context.Context, t *target, conf, signal, name string, args ...string) (string, error) {
+// startProxy starts the program in front of the server, with the name of its configuration as the last argument. It
+// returns the address of the proxy when it accepts connections. The signal, if there is one, makes it reload.
+func startProxy(ctx context.Context, t *target, conf, signal, name string, args ...string) (addr string, err error) {
+	if addr, err = freeAddr(); err != nil {
+		return "", err
+	}
+	conf = strings.NewReplacer("{dir}", t.config.dir, "{server}", t.addr, "{addr}", addr).Replace(conf)
+	if t.proxy, err = runProxy(ctx, t.config.dir, t.log, conf, addr, name, args...); err != nil {
+		return "", t.withLog(err)
+	}
+	if signal != "" {
+		t.proxy.reload, err = signalByName(signal)
+	}
+	return addr, err
+}
+
+// runProxy writes the configuration into dir, starts the program, and returns when it accepts connections at addr.
+func runProxy(ctx context.Context, dir string, log *os.File, conf, addr, name string, args ...string) (*proxy, error) {
 	path, err := lookProxy(name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	addr, err := freeAddr()
-	if err != nil {
-		return "", err
-	}
-	file := filepath.Join(t.config.dir, name+".conf")
-	conf = strings.NewReplacer("{dir}", t.config.dir, "{server}", t.addr, "{addr}", addr).Replace(conf)
+	file := filepath.Join(dir, name+".conf")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		return "", err
+		return nil, err
 	}
 	cmd := exec.Command(path, append(args, file)...)
-	cmd.Stdout, cmd.Stderr = t.log, t.log
+	cmd.Stdout, cmd.Stderr = log, log
 	endWithBench(cmd)
 	if err := cmd.Start(); err != nil {
-		return "", err
+		return nil, err
 	}
-	ended := make(chan struct{})
+	p := &proxy{process: cmd.Process, ended: make(chan struct{})}
 	go func() {
 		cmd.Wait()
-		close(ended)
+		close(p.ended)
 	}()
-	t.proxy = &proxy{process: cmd.Process, ended: ended}
-	if signal != "" {
-		if t.proxy.reload, err = signalByName(signal); err != nil {
-			return "", err
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	go func() {
 		select {
-		case <-ended: // at its start: nobody need wait any longer
+		case <-p.ended: // at its start: nobody need wait any longer
 			cancel()
 		case <-ctx.Done():
 		}
 	}()
 	if err := waitDial(ctx, "tcp", addr); err != nil {
-		return "", t.withLog(fmt.Errorf("starting %s: %w", path, err))
+		p.stop()
+		return nil, fmt.Errorf("starting %s: %w", path, err)
 	}
-	return addr, nil
+	return p, nil
 }
 
 // lookProxy also looks where servers are installed, which is not in everybody's PATH.

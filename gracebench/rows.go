@@ -199,10 +199,10 @@ func runKind(ctx context.Context, cfg config, k kind, begun func(*target)) (*row
 	}
 	users := make([]*user, cfg.clients)
 	for i := range users {
-		users[i] = newUser(i, k.newClient(e, i))
+		users[i] = newUser(i, k.newClient(e, i), t)
 		defer users[i].client.close()
 	}
-	if err := meet(t, users); err != nil {
+	if err := meet(users); err != nil {
 		return nil, t.withLog(err)
 	}
 	met := remotesOf(users)
@@ -211,7 +211,7 @@ func runKind(ctx context.Context, cfg config, k kind, begun func(*target)) (*row
 
 	begun(t)
 	var restarts []restart
-	underLoad(ctx, t, users, func() {
+	underLoad(ctx, users, func() {
 		sleep(ctx, cfg.steady)
 		if k.rapid {
 			r.Signals = restartRapidly(ctx, cfg, t, r)
@@ -271,14 +271,14 @@ func newEnv(ctx context.Context, k kind, t *target) (e *env, err error) {
 }
 
 // underLoad lets the users send requests while it calls f.
-func underLoad(ctx context.Context, t *target, users []*user, f func()) {
+func underLoad(ctx context.Context, users []*user, f func()) {
 	ctx, end := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	for _, u := range users {
 		running.Add(1)
 		go func() {
 			defer running.Done()
-			u.run(ctx, t)
+			u.run(ctx)
 		}()
 	}
 	f()

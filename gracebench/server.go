@@ -34,6 +34,7 @@ type serverConfig struct {
 	proto     string // http, tls (HTTP/1.1 and HTTP/2), h2c, or chat
 	listeners int
 	plain     bool // net/http alone, to compare with
+	lameDuck  time.Duration
 
 	program string // to start; "" is this one
 	version string // name of a file that says what a version does, see misbehave; "" is to serve
@@ -43,6 +44,9 @@ func (c serverConfig) args() []string {
 	args := []string{"-serve", "-dir", c.dir, "-addr", c.addr, "-proto", c.proto, "-listeners", strconv.Itoa(c.listeners)}
 	if c.plain {
 		args = append(args, "-plain")
+	}
+	if c.lameDuck > 0 {
+		args = append(args, "-lame-duck", c.lameDuck.String())
 	}
 	if c.version != "" {
 		args = append(args, "-version", c.version)
@@ -62,6 +66,7 @@ func serveMain(args []string) error {
 	flags.StringVar(&c.proto, "proto", "http", "")
 	flags.IntVar(&c.listeners, "listeners", 1, "")
 	flags.BoolVar(&c.plain, "plain", false, "")
+	flags.DurationVar(&c.lameDuck, "lame-duck", 0, "")
 	flags.StringVar(&c.version, "version", "", "")
 	flags.Parse(args)
 
@@ -72,7 +77,7 @@ func serveMain(args []string) error {
 	ctl := &control{conn: conn}
 	ctl.send(message{Pid: os.Getpid()})
 	go ctl.answer()
-	var options []gracehttp.Option
+	options := []gracehttp.Option{gracehttp.LameDuck(c.lameDuck)}
 	if c.version != "" {
 		// The kernel sends it to a group with a frozen process when the first generation ends: the group is orphaned then.
 		signal.Ignore(syscall.SIGHUP)
@@ -161,9 +166,14 @@ func servePlain(servers []*http.Server) error {
 // answers and which connection it sees.
 func handler(pid int) http.Handler {
 	pidHeader := []string{strconv.Itoa(pid)}
+	ready := gracehttp.ReadyHandler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h["Pid"] = pidHeader
+		if r.URL.Path == readyPath {
+			ready.ServeHTTP(w, r)
+			return
+		}
 		if r.Method == http.MethodGet {
 			io.WriteString(w, hello)
 			return
@@ -180,6 +190,9 @@ func handler(pid int) http.Handler {
 		w.Write(body)
 	})
 }
+
+// readyPath is where a load balancer asks.
+const readyPath = "/ready"
 
 // hello is the answer to a GET.
 const hello = "hello\n"

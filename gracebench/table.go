@@ -32,16 +32,23 @@ func (r *row) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, rowFormat, r.Kind, thousands(r.Requests), r.Restarts, r.Lost, newConns, cmp.Or(r.Resumed, "-"),
 		r.Before.P99, r.ratio(), r.FirstAnswer.p50(), r.Gone.p50())
-	for _, what := range slices.SortedFunc(maps.Keys(r.LostBy), func(x, y string) int {
-		return cmp.Or(cmp.Compare(r.LostBy[y], r.LostBy[x]), cmp.Compare(x, y))
-	}) {
-		fmt.Fprintf(&b, "%35d lost: %s\n", r.LostBy[what], what)
-	}
+	b.WriteString(r.losses())
 	for _, failure := range r.Failures {
 		fmt.Fprintf(&b, "  FAILED: %s\n", failure)
 	}
 	if r.Log != "" {
 		fmt.Fprintf(&b, "  the end of the server's log:\n    %s\n", strings.ReplaceAll(r.Log, "\n", "\n    "))
+	}
+	return b.String()
+}
+
+// losses says what was lost, a line for each kind of error.
+func (r *row) losses() string {
+	var b strings.Builder
+	for _, what := range slices.SortedFunc(maps.Keys(r.LostBy), func(x, y string) int {
+		return cmp.Or(cmp.Compare(r.LostBy[y], r.LostBy[x]), cmp.Compare(x, y))
+	}) {
+		fmt.Fprintf(&b, "%35d lost: %s\n", r.LostBy[what], what)
 	}
 	return b.String()
 }

@@ -342,6 +342,8 @@ func (t *target) answered(pid string, at time.Duration) {
 	t.notify()
 }
 
+func (t *target) missed() { t.lost.Add(1) }
+
 // notify wakes those who wait. The caller holds t.mu.
 func (t *target) notify() {
 	close(t.changed)
