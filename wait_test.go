@@ -317,6 +317,20 @@ func TestStopWhileASuccessorStartsEndsBoth(t *testing.T) {
 	}
 }
 
+// Wait takes over a restart that was asked for before it, and the signals with it.
+func TestStopWhileARestartFromBeforeWaitIsUnderWay(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	faults.Set(t, "restart-first")
+	s := driver.Start(t, tcp("-faults", string(faults))...)
+	first := s.Ready(1)
+	s.Line("^hanging")
+	first.Signal(syscall.SIGTERM)
+	first.WaitExit(0)
+	s.Started(2).Wait()
+	s.Line("^restarted .*this process is stopping")
+}
+
 func TestSuccessorThatDiesYoungIsTakenBack(t *testing.T) {
 	t.Parallel()
 	for fault, end := range map[string]string{
