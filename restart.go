@@ -208,7 +208,7 @@ func (r *restart) await(s *handoff.Successor) error {
 			case s.IsOriginal():
 				r.termed = true
 				return nil
-			case r.owned:
+			default:
 				return r.end(s, handoff.ErrStopping)
 			}
 		}

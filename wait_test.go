@@ -219,6 +219,20 @@ func TestStopWhileASuccessorStartsEndsBoth(t *testing.T) {
 	driver.AwaitRefused(t, network(first.Addrs[0]), first.Addrs[0])
 }
 
+// Wait takes over a restart that was asked for before it, and the signals with it.
+func TestStopWhileARestartFromBeforeWaitIsUnderWay(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	faults.Set(t, "restart-first")
+	s := driver.Start(t, tcp("-faults", string(faults))...)
+	first := s.Ready(1)
+	s.Line("^hanging")
+	first.Signal(syscall.SIGTERM)
+	first.WaitExit(0)
+	s.Started(2).Wait()
+	s.Line("^restarted .*this process is stopping")
+}
+
 func TestStopAfterTakingBackRemovesTheUnixPath(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")

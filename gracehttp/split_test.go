@@ -96,14 +96,14 @@ type splitter struct {
 	id   int
 
 	n        int
-	pending  []ask    // were not answered, since the server has said that it closes
-	answered []string // tokens
-	left     []string // tokens of requests whose answers were not waited for
+	pending  []splitAsk // were not answered, since the server has said that it closes
+	answered []string   // tokens
+	left     []string   // tokens of requests whose answers were not waited for
 	again    int
 }
 
-// An ask is one request.
-type ask struct {
+// A splitAsk is one request.
+type splitAsk struct {
 	method, token string
 	body          []byte
 	sum           string // in its trailer
@@ -209,9 +209,9 @@ func (c *splitter) write(conn net.Conn, stream string, r *rand.Rand) error {
 }
 
 // ask returns the next request.
-func (c *splitter) ask() ask {
+func (c *splitter) ask() splitAsk {
 	c.n++
-	a := ask{method: "POST", token: fmt.Sprintf("%d-%d", c.id, c.n)}
+	a := splitAsk{method: "POST", token: fmt.Sprintf("%d-%d", c.id, c.n)}
 	head := func() string { return a.method + " /ran?token=" + a.token + " HTTP/1.1\r\nHost: x\r\n" }
 	kind := c.IntN(6)
 	if kind < 2 {
@@ -248,7 +248,7 @@ func (c *splitter) ask() ask {
 }
 
 // answer reads and checks the answer, and reports whether it is the connection's last.
-func (a ask) answer(in *bufio.Reader) (last bool, err error) {
+func (a splitAsk) answer(in *bufio.Reader) (last bool, err error) {
 	var resp *http.Response
 	for resp == nil || resp.StatusCode == http.StatusContinue {
 		if resp, err = http.ReadResponse(in, &http.Request{Method: a.method}); err != nil {

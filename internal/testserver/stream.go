@@ -131,6 +131,14 @@ func stream(f *kit.Flags, p process) error {
 	if err := p.CloseParent(); err != nil {
 		return err
 	}
+	if gp, ok := p.(*grace.Process); ok && f.Faulty("restart-first") {
+		// What it starts before Wait hangs.
+		os.Rename(filepath.Join(f.Faults, "restart-first"), filepath.Join(f.Faults, "hang"))
+		began := make(chan struct{})
+		gp.PreStart = func() error { close(began); return nil }
+		go func() { kit.Event("restarted", "error", gp.Restart(listeners)) }()
+		<-began
+	}
 	go readyInWait(f, listeners)
 	err = p.Wait(listeners)
 	if *cleanUp {
