@@ -75,33 +75,6 @@ func TestMadeUpNameStartsTheFileThatRuns(t *testing.T) {
 	}
 }
 
-// Who could answer for this process may stop or restart it, or keep it alive.
-func TestOnlySuccessorsHearOfTheServiceManager(t *testing.T) {
-	t.Parallel()
-	driver.NeedProc(t)
-	m := newManager(t)
-	s := m.startWith([]string{"WATCHDOG_USEC=60000000"}, tcp()...)
-	generation := s.Ready(1)
-	for n := 2; n <= 3; n++ {
-		c := dial(t, generation.Addrs[0])
-		for _, v := range c.child().Env {
-			if strings.HasPrefix(v, "NOTIFY_SOCKET") || strings.HasPrefix(v, "WATCHDOG_") {
-				t.Errorf("a child of generation %d finds %s", n-1, v)
-			}
-		}
-		c.Close()
-		generation.Signal(syscall.SIGUSR2)
-		next := s.Ready(n)
-		for _, want := range []string{"NOTIFY_SOCKET=" + m.socket, "WATCHDOG_USEC=60000000"} {
-			if !slices.Contains(next.Env(), want) {
-				t.Errorf("generation %d was started without %s", n, want)
-			}
-		}
-		generation.WaitExit(0)
-		generation = next
-	}
-}
-
 // Programs written for facebookgo/grace ask for LISTEN_FDS after the first Listen.
 func TestListenFDSStaysUntilTheProcessIsReady(t *testing.T) {
 	t.Parallel()

@@ -227,12 +227,14 @@ func TestForwardedDescriptorsAreClosed(t *testing.T) {
 	m, manager := newManaged(t)
 	files, _ := newFiles(t, 1)
 	none := newManager(m.g, &birth{})
+	var lent []int
 	for _, to := range []*Manager{m, none} {
 		var fd int
 		withFDs([]syscall.Conn{files[0]}, func(fds []int) (err error) {
 			fd, err = syscall.Dup(fds[0])
 			return err
 		})
+		lent = append(lent, fd)
 		to.Forward("FDSTORE=1", []int{fd})
 	}
 	state, fds := manager.next(t)
@@ -242,6 +244,12 @@ func TestForwardedDescriptorsAreClosed(t *testing.T) {
 		t.Errorf("the manager hears %q", state)
 	}
 	flush(t, m)
+	for _, fd := range lent {
+		var st syscall.Stat_t
+		if err := syscall.Fstat(fd, &st); err != syscall.EBADF {
+			t.Errorf("descriptor %d is open: %v", fd, err)
+		}
+	}
 }
 
 func TestSupervisorHearsInsteadOfTheManager(t *testing.T) {
