@@ -76,7 +76,8 @@ func (l *Load) run(i int, addr, request string) {
 	var in *bufio.Reader
 	for {
 		var err error
-		if c == nil {
+		fresh := c == nil
+		if fresh {
 			if keep {
 				l.dials.Add(1)
 			}
@@ -91,6 +92,10 @@ func (l *Load) run(i int, addr, request string) {
 		var last bool
 		if err == nil {
 			pid, last, err = exchange(c, in, request+"\r\n")
+		}
+		if fresh && l.ending.Load() && errors.Is(err, syscall.ECONNRESET) {
+			c.Close()
+			return
 		}
 		l.mu.Lock()
 		if err != nil {
@@ -148,8 +153,9 @@ func network(addr string) string {
 	return "tcp"
 }
 
-// Ending says that the server is about to stop: a client that is refused from now on has
-// lost nothing, and ends.
+// Ending says that the server is about to stop: a client that is refused from now on, or
+// whose new connection still waited to be accepted when the socket was closed, has lost
+// nothing, and ends.
 func (l *Load) Ending() { l.ending.Store(true) }
 
 // More waits until the clients have sent n more requests.
