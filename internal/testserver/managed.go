@@ -22,6 +22,9 @@ var (
 	standby = flag.Duration("standby", 0, "How long to stay after a handoff.")
 	store   = flag.Bool("store", false, "Store the listeners with the manager.")
 	packets kit.List
+
+	noHooks = flag.Bool("no-hooks", false, "Have no hook that is told of a drain.")
+	wrap    = flag.String("wrap", "", "Wrapper around each listener: proxy, limit, or tls instead of TLS by the library.")
 )
 
 func init() {
@@ -36,6 +39,9 @@ func managedOptions() (options []gracehttp.Option, finish func(), err error) {
 	}))
 	if *pidFile != "" {
 		options = append(options, gracehttp.PIDFile(*pidFile))
+	}
+	if *lameDuck > 0 {
+		options = append(options, gracehttp.LameDuck(*lameDuck))
 	}
 	if *standby > 0 {
 		options = append(options, gracehttp.Standby(*standby))
