@@ -3,7 +3,6 @@
 package gracehttp
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -12,93 +11,25 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/facebookgo/grace/gracenet"
 	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
+	"github.com/facebookgo/grace/internal/testserver/kit"
 )
 
 // wrappers are what programs put around their listeners.
 var wrappers = map[string]func(net.Listener) net.Listener{
-	"proxy": func(l net.Listener) net.Listener { return proxyListener{l} },
-	"limit": func(l net.Listener) net.Listener { return newLimitListener(l, 4) },
+	"proxy": func(l net.Listener) net.Listener { return kit.ProxyListener{Listener: l} },
+	"limit": func(l net.Listener) net.Listener { return kit.LimitListener(l, 4) },
 	"tls":   func(l net.Listener) net.Listener { return tls.NewListener(l, wrapperTLS()) },
 	"h2":    func(l net.Listener) net.Listener { return tls.NewListener(l, wrapperTLS()) },
 }
 
 func wrapperTLS() *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{certificate().cert}, NextProtos: []string{"h2", "http/1.1"}}
-}
-
-// A proxyListener speaks the PROXY protocol, version 1: a line before all else says who
-// the client is. As in other implementations, what ends the reading of that line is final.
-type proxyListener struct{ net.Listener }
-
-func (l proxyListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &proxyConn{Conn: c, input: bufio.NewReader(c)}, nil
-}
-
-type proxyConn struct {
-	net.Conn
-	input *bufio.Reader
-	once  sync.Once
-	head  string
-	err   error
-}
-
-func (c *proxyConn) Read(b []byte) (int, error) {
-	if c.once.Do(func() { c.head, c.err = c.input.ReadString('\n') }); c.err != nil {
-		return 0, c.err
-	}
-	return c.input.Read(b)
-}
-
-// A limitListener is netutil.LimitListener.
-type limitListener struct {
-	net.Listener
-	places chan bool
-	closed chan bool
-	once   sync.Once
-}
-
-func newLimitListener(l net.Listener, n int) *limitListener {
-	return &limitListener{Listener: l, places: make(chan bool, n), closed: make(chan bool)}
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	select {
-	case l.places <- true:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	return &limitConn{Conn: c, leave: sync.OnceFunc(func() { <-l.places })}, nil
-}
-
-func (l *limitListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-type limitConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *limitConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }
 
 // serveWrapped serves on a wrapper around a socket from gracenet, of which nothing is
@@ -124,7 +55,7 @@ func connectWrapped(t *testing.T, g *generation, kind string) *client {
 	c := dial(t, g)
 	switch kind {
 	case "proxy":
-		c.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+		c.send(kit.ProxyLine)
 	case "tls":
 		c = newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
 	}
@@ -195,7 +126,7 @@ func TestWrapperIsNotInterruptedBeforeTheFirstRequest(t *testing.T) {
 			g := serveWrapped(t, "proxy", false, &http.Server{Handler: named("server")}, time.Second)
 			c := dial(t, g)
 			within(t, g.accepted, "the connection to be accepted")
-			c.send("PROXY ")
+			c.send(kit.ProxyLine[:6])
 			drained, cancel := g.begin(t, handOver)
 			if calledOff {
 				cancel()
@@ -203,7 +134,7 @@ func TestWrapperIsNotInterruptedBeforeTheFirstRequest(t *testing.T) {
 				g.Resume()
 				time.Sleep(1200 * time.Millisecond) // the grace that it had
 			}
-			c.send("TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + get)
+			c.send(kit.ProxyLine[6:] + get)
 			if resp := c.expect("server / 0"); resp.Close == calledOff {
 				t.Errorf("the answer says Connection: close: %v", resp.Close)
 			}
@@ -254,7 +185,7 @@ func TestStopAnswersTheBacklogOfAWrapper(t *testing.T) {
 			for _, c := range clients {
 				switch kind {
 				case "proxy":
-					c.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+					c.send(kit.ProxyLine)
 				case "tls":
 					c = newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
 				}
@@ -315,7 +246,7 @@ func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 				},
 				ConnState: func(c net.Conn, state http.ConnState) { states <- fmt.Sprintf("%T", c) },
 			}, 0)
-			types := map[string]string{"proxy": "*gracehttp.proxyConn", "limit": "*gracehttp.limitConn"}
+			types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn"}
 			want, proto := types[kind], "HTTP/1.1"
 			if want == "" {
 				want = "*tls.Conn"
@@ -412,7 +343,7 @@ func TestTLSOnAWrapper(t *testing.T) {
 	g := serveWrapped(t, "proxy", false, srv, time.Second)
 	begin := func() *client {
 		c := dial(t, g)
-		c.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+		c.send(kit.ProxyLine)
 		return newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
 	}
 	used, idle, fresh := begin(), begin(), begin()
@@ -459,7 +390,7 @@ func TestListenerIsClosedWhenServeFails(t *testing.T) {
 		for _, srv := range test.with {
 			l := open()
 			addrs = append(addrs, l.Addr().String())
-			options = append(options, Listener(srv, proxyListener{l}))
+			options = append(options, Listener(srv, kit.ProxyListener{Listener: l}))
 		}
 		if err := ServeWithOptions(test.servers, options...); err == nil {
 			t.Errorf("%s: Serve returns nil", test.name)
@@ -481,7 +412,7 @@ func TestServesOnListenersThatItIsGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	first, second := &http.Server{Addr: "unix:", Handler: named("first")}, &http.Server{Handler: named("second")}
-	s := start(t, []*http.Server{first, second}, Listener(second, proxyListener{inner}), Listener(first, plain))
+	s := start(t, []*http.Server{first, second}, Listener(second, kit.ProxyListener{Listener: inner}), Listener(first, plain))
 	for i, addr := range []net.Addr{plain.Addr(), inner.Addr()} {
 		if s.addrs[i] != addr.String() {
 			t.Errorf("server %d listens on %s, want %s", i, s.addrs[i], addr)
@@ -491,6 +422,6 @@ func TestServesOnListenersThatItIsGiven(t *testing.T) {
 	c.send(get)
 	c.expect("first / 0")
 	c = s.connect(1)
-	c.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + get)
+	c.send(kit.ProxyLine + get)
 	c.expect("second / 0")
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/internal/testserver/driver"
+	"github.com/facebookgo/grace/internal/testserver/kit"
 )
 
 func TestMain(m *testing.M) {
@@ -38,6 +39,7 @@ type site struct {
 	*driver.Server
 	t        *testing.T
 	protocol string
+	wrapper  string
 	first    *driver.Process
 	addr     string
 	pool     *x509.CertPool
@@ -53,10 +55,14 @@ func startSite(t *testing.T, protocol string, program string, args ...string) *s
 		listen = "unix:" + t.TempDir() + "/socket"
 	case "h2c":
 		args = append(args, "-h2c")
-	case "tls", "h2":
+	case "tls", "h2", "wrapped-tls", "wrapped-h2":
 		var cert, key string
 		cert, key, s.pool = driver.Certificate(t)
 		args = append(args, "-cert", cert, "-key", key)
+	}
+	if strings.HasPrefix(protocol, "wrapped-") {
+		s.wrapper = strings.Replace(protocol[len("wrapped-"):], "h2", "tls", 1)
+		args = append(args, "-wrap", s.wrapper)
 	}
 	args = append([]string{"-mode", "http", "-listen", listen}, args...)
 	s.Server = driver.Command{Path: program, Args: args}.Start(t)
@@ -70,8 +76,14 @@ func (s *site) dial(ctx context.Context) (net.Conn, error) {
 	if s.protocol == "unix" {
 		network = "unix"
 	}
-	return new(net.Dialer).DialContext(ctx, network, s.addr)
+	c, err := new(net.Dialer).DialContext(ctx, network, s.addr)
+	if err == nil && s.wrapper == "proxy" {
+		_, err = io.WriteString(c, kit.ProxyLine)
+	}
+	return c, err
 }
+
+func (s *site) isHTTP2() bool { return strings.Contains(s.protocol, "h2") }
 
 // connect returns a connection without TLS.
 func (s *site) connect() *client {
@@ -145,7 +157,7 @@ func (s *site) visitor(config *tls.Config) *visitor {
 		},
 	}
 	switch s.protocol {
-	case "h2":
+	case "h2", "wrapped-h2":
 		tr.Protocols.SetHTTP2(true)
 	case "h2c":
 		tr.Protocols.SetUnencryptedHTTP2(true)
@@ -161,7 +173,7 @@ func (s *site) visitor(config *tls.Config) *visitor {
 // its new HTTP/2 connection is in its pool: a race in the client, seen once in
 // thousands of connections.
 func (v *visitor) early() int32 {
-	if strings.HasPrefix(v.site.protocol, "h2") {
+	if v.site.isHTTP2() {
 		return 1
 	}
 	return 0
@@ -174,7 +186,7 @@ func (v *visitor) visit(body string) (*http.Response, error) {
 		url = "https://localhost/whole"
 	}
 	var content io.Reader = strings.NewReader(body)
-	if !strings.HasPrefix(v.site.protocol, "h2") {
+	if !v.site.isHTTP2() {
 		content = struct{ io.Reader }{content} // cannot be sent again
 	}
 	resp, err := v.http.Post(url, "text/plain", content)
@@ -383,7 +395,7 @@ func pipeline(c *client, round int) error {
 func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 	t.Parallel()
 	const restarts, clients = 3, 4
-	for _, protocol := range []string{"tls", "h2", "h2c"} {
+	for _, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")

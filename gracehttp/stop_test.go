@@ -24,7 +24,7 @@ import (
 const busyClients = 16
 
 // keepBusy stops a server under busy clients, and returns how many lost a request.
-func keepBusy(tb testing.TB, addr string, stop func()) (lost int) {
+func keepBusy(tb testing.TB, addr, path string, stop func()) (lost int) {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
@@ -46,7 +46,7 @@ func keepBusy(tb testing.TB, addr string, stop func()) (lost int) {
 				if n == 3 {
 					busy.Done()
 				}
-				_, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
+				_, err := io.WriteString(c, "POST "+path+" HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
 				var resp *http.Response
 				if err == nil {
 					resp, _, err = client.tryAnswer()
@@ -85,7 +85,7 @@ func stopOurs(tb testing.TB, handler time.Duration) (lost int) {
 	defer g.cut()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return keepBusy(tb, g.addr, func() {
+	return keepBusy(tb, g.addr, "/", func() {
 		if err := g.Drain(ctx, handoff.Drain{}); err != nil {
 			tb.Errorf("Drain: %v", err)
 		}
@@ -99,7 +99,7 @@ func stopNetHTTP(tb testing.TB, handler time.Duration) (lost int) {
 	}
 	srv := &http.Server{Handler: takes(handler)}
 	go srv.Serve(l)
-	return keepBusy(tb, l.Addr().String(), func() { srv.Shutdown(context.Background()) })
+	return keepBusy(tb, l.Addr().String(), "/", func() { srv.Shutdown(context.Background()) })
 }
 
 func TestStopLosesNothingOfBusyClients(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace/gracehttp"
+	"github.com/facebookgo/grace/gracenet"
 	"github.com/facebookgo/grace/internal/testserver/kit"
 )
 
@@ -49,7 +50,9 @@ func serveHTTP(f *kit.Flags) error {
 				return context.Background()
 			},
 		}
-		srv.RegisterOnShutdown(func() { kit.Event("shutdown-hook") })
+		if !*noHooks {
+			srv.RegisterOnShutdown(func() { kit.Event("shutdown-hook") })
+		}
 		if f.Cert != "" {
 			cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 			if err != nil {
@@ -70,11 +73,22 @@ func serveHTTP(f *kit.Flags) error {
 
 	options := []gracehttp.Option{
 		gracehttp.OnReady(func() { f.Hook("onready") }),
-		gracehttp.OnDrain(func() {
+		gracehttp.PreStartProcess(preStart(f)),
+	}
+	if !*noHooks {
+		options = append(options, gracehttp.OnDrain(func() {
 			kit.Event("drain-hook")
 			f.Hook("ondrain")
-		}),
-		gracehttp.PreStartProcess(preStart(f)),
+		}))
+	}
+	for _, srv := range servers {
+		if *wrap != "" {
+			l, err := wrapped(srv)
+			if err != nil {
+				return err
+			}
+			options = append(options, gracehttp.Listener(srv, l))
+		}
 	}
 	if f.Faulty("short-drain") {
 		options = append(options, gracehttp.DrainTimeout(2*time.Second))
@@ -92,7 +106,34 @@ func serveHTTP(f *kit.Flags) error {
 		return err
 	}
 	defer finish()
-	return gracehttp.ServeWithOptions(servers, append(options, managed...)...)
+	err = gracehttp.ServeWithOptions(servers, append(options, managed...)...)
+	if f.Faulty("slow-cleanup") { // until the file is removed
+		kit.Event("cleaning")
+		for f.Faulty("slow-cleanup") {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	return err
+}
+
+// wrapped opens the listener of a server, and wraps it.
+func wrapped(srv *http.Server) (net.Listener, error) {
+	l, err := new(gracenet.Net).Listen("tcp", srv.Addr)
+	if err != nil {
+		return nil, err
+	}
+	switch *wrap {
+	case "proxy":
+		return kit.ProxyListener{Listener: l}, nil
+	case "limit":
+		return kit.LimitListener(l, 100), nil
+	case "tls":
+		config := srv.TLSConfig
+		srv.TLSConfig = nil
+		config.NextProtos = []string{"h2", "http/1.1"}
+		return tls.NewListener(l, config), nil
+	}
+	return nil, fmt.Errorf("no wrapper %q", *wrap)
 }
 
 // A servingLog is the standard error, and notices the line that says that the process
@@ -160,6 +201,17 @@ func newMux() http.Handler {
 	mux.HandleFunc("/ran", answerToken)
 	mux.HandleFunc("/file", serveFile)
 	mux.HandleFunc("/whole", echoWhole)
+	// The same after the duration.
+	mux.HandleFunc("/takes", func(w http.ResponseWriter, r *http.Request) {
+		d, err := time.ParseDuration(r.URL.Query().Get("duration"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		time.Sleep(d)
+		echoWhole(w, r)
+	})
+	mux.Handle("/ready", gracehttp.ReadyHandler())
 	// An echo of lines, see kit.Echo.
 	mux.HandleFunc("/hijack", func(w http.ResponseWriter, r *http.Request) {
 		c, buffered, err := w.(http.Hijacker).Hijack()

@@ -24,7 +24,9 @@ var (
 	moves   = flag.Bool("move", false, "Move the connections of /move.")
 	packets kit.List
 
-	toMove = make(chan struct{}) // closed when it is time
+	toMove  = make(chan struct{}) // closed when it is time
+	noHooks = flag.Bool("no-hooks", false, "Have no hook that is told of a drain.")
+	wrap    = flag.String("wrap", "", "Wrapper around each listener: proxy, limit, or tls instead of TLS by the library.")
 )
 
 func init() {
@@ -48,6 +50,9 @@ func managedOptions(f *kit.Flags) (options []gracehttp.Option, finish func(), er
 	}
 	if *pidFile != "" {
 		options = append(options, gracehttp.PIDFile(*pidFile))
+	}
+	if *lameDuck > 0 {
+		options = append(options, gracehttp.LameDuck(*lameDuck))
 	}
 	if *standby > 0 {
 		options = append(options, gracehttp.Standby(*standby))
