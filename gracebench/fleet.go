@@ -478,8 +478,8 @@ func fleetText(instances int, rows []fleetRow) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d instances, clients that never retry; %s/%s, %d processors. More: go doc ./gracebench\n\n",
 		instances, runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
-	fmt.Fprintf(&b, fleetFormat, "", "", "each", "", "each", "", "no lame", "")
-	fmt.Fprintf(&b, fleetFormat, "balancer", "clients", "restarted", "lost", "replaced", "lost", "duck", "lost")
+	fmt.Fprintf(&b, "%-20s %18s   %18s   %18s\n", "", "each restarted", "each replaced", "without lame duck")
+	fmt.Fprintf(&b, fleetFormat, "balancer", "clients", "requests", "lost", "requests", "lost", "requests", "lost")
 	for _, r := range rows {
 		if r.Skipped != "" {
 			fmt.Fprintf(&b, "%-9s skipped: %s\n", r.Balancer, r.Skipped)

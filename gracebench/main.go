@@ -11,6 +11,7 @@
 //	go run ./gracebench -svg restart.svg        a picture of one restart, and one by net/http's recipe
 //	go run ./gracebench -soak 1000              memory, descriptors, goroutines and processes over 1,000 restarts
 //	go run ./gracebench -chaos 10m              good and bad versions, kills, stops: is each loss explained?
+//	go run ./gracebench -fleet                  instances behind load balancers, restarted and replaced in turn
 //	go run ./gracebench -cost                   what the library costs while nothing restarts, next to net/http
 //	go run ./gracebench -peer './other {addr}'  the same table for another server
 //
@@ -78,6 +79,19 @@
 // those, or if no process was left to serve; any other fails the run. The service also has to serve on whenever nobody
 // ended it, and has to take each good version. The same -seed has the same things happen at the same moments, as far as
 // the machine lets them.
+//
+// # Reading the fleet
+//
+// With -fleet eight instances (two with -short) are behind haproxy and nginx, configured as in gracedemo/deploy/fleet but
+// that haproxy may not try again, and behind a balancer of connections: like kube-proxy it knows nothing of HTTP and gives
+// an instance new connections until a second after that was not ready, and it delays all bytes by 10 ms in each direction.
+// Every balancer has the clients of the kinds named, a quarter of -clients of each. Each instance restarts, one after the
+// other; then each is stopped and, a second after its end, replaced. The next one's turn comes when the new process has
+// answered behind each balancer.
+//
+// The run fails when a request is lost. The last columns are the control: the same stops without the lame duck, with which
+// haproxy and the balancer of connections have to lose some, or the run fails too. nginx does without, since it takes
+// another instance by itself when a connection is refused.
 //
 // # Comparing with other servers
 //
@@ -189,7 +203,7 @@ func benchMain() error {
 	case full:
 		cfg.restarts, cfg.rapid = 100, 50
 	default:
-		cfg.restarts, cfg.rapid, cfg.budget = 100, 50, 7500*time.Millisecond
+		cfg.restarts, cfg.rapid, cfg.budget, cfg.steady = 100, 50, 7*time.Second, 750*time.Millisecond
 	}
 	if cfg.short {
 		cfg.steady = 300 * time.Millisecond

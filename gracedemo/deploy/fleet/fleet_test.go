@@ -1,6 +1,5 @@
 //go:build linux
 
-// Package fleet tests the files beside it: instances under systemd, behind balancers.
 package fleet
 
 import (
