@@ -25,6 +25,8 @@ type control struct {
 
 	posting sync.Once
 	posted  chan post
+	closing sync.Once
+	closed  chan struct{}
 }
 
 // A post is a message that nobody waits for.
@@ -54,7 +56,7 @@ func newUnixConn(fd int) (*net.UnixConn, error) {
 }
 
 func newControl(c *net.UnixConn) *control {
-	return &control{conn: c, posted: make(chan post, 64)}
+	return &control{conn: c, posted: make(chan post, 64), closed: make(chan struct{})}
 }
 
 // controlPair returns our end of a new socket pair, and the descriptor of the
@@ -111,6 +113,7 @@ func (c *control) flush(timeout time.Duration) {
 	if c.enqueue(post{sent: sent}) {
 		select {
 		case <-sent:
+		case <-c.closed:
 		case <-time.After(timeout):
 		}
 	}
@@ -128,11 +131,16 @@ func (c *control) enqueue(p post) bool {
 
 func (c *control) sendPosted() {
 	var err error
-	for p := range c.posted {
-		if p.sent != nil {
-			close(p.sent)
-		} else if err == nil {
-			err = c.write(sendTimeout, p.message, nil)
+	for {
+		select {
+		case p := <-c.posted:
+			if p.sent != nil {
+				close(p.sent)
+			} else if err == nil {
+				err = c.write(sendTimeout, p.message, nil)
+			}
+		case <-c.closed:
+			return
 		}
 	}
 }
@@ -212,7 +220,10 @@ func readMessage(r io.Reader) (announcedMessage, error) {
 	return announcedMessage{&message{kind: k, body: body}, fds}, nil
 }
 
-func (c *control) close() error { return c.conn.Close() }
+func (c *control) close() error {
+	c.closing.Do(func() { close(c.closed) })
+	return c.conn.Close()
+}
 
 // shutdown lets neither side send any more; what has arrived can still be
 // received. So a message either reaches the other side, or its sender learns
