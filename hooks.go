@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"os"
 	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
@@ -56,11 +57,32 @@ func (l *loop) awaitHooks(deadline time.Time) {
 		late = timer.C
 	}
 	for _, done := range l.hooks {
-		select {
-		case <-done:
-		case <-late:
-			l.p.logf("pid %d ends without waiting for a hook any longer", pid())
-			return
+		for !isClosed(done) {
+			select {
+			case <-done:
+			case <-late:
+				l.p.logf("pid %d ends without waiting for a hook any longer", pid())
+				return
+			case r := <-l.requests: // a hook may ask
+				l.request(r)
+			case sig := <-l.signals:
+				l.lateSignal(sig)
+			}
 		}
+	}
+}
+
+// lateSignal acts on SIGTERM or SIGINT while hooks are waited for.
+func (l *loop) lateSignal(sig os.Signal) {
+	first := l.asked
+	if first.IsZero() {
+		first = l.late
+	}
+	switch {
+	case first.IsZero():
+		l.late = time.Now()
+		l.p.logf("%v: pid %d is ending already", sig, pid())
+	case time.Since(first) >= sameSignal:
+		l.endNow(sig)
 	}
 }

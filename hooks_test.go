@@ -109,6 +109,26 @@ func TestCleanUpIsNotEndedByTheNextSignal(t *testing.T) {
 	}
 }
 
+// A hook that hangs makes nobody deaf: neither to a restart that it asks for itself, nor to
+// a signal that is insisted on.
+func TestHookThatHangsAtTheEnd(t *testing.T) {
+	for name, sig := range map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			faults := driver.NewFaults(t)
+			s := driver.Start(t, tcp("-hooks", "-faults", string(faults))...)
+			p := s.Ready(1)
+			faults.Set(t, "hang-drain")
+			p.Signal(sig)
+			s.Line("^asked .*(stopping|under way)")
+			p.Insist(syscall.SIGTERM)
+			if status := p.Wait(); status == nil || !status.Signaled() || status.Signal() != syscall.SIGTERM {
+				t.Errorf("it ended with %s, want signal: terminated", driver.Describe(status))
+			}
+		})
+	}
+}
+
 func TestSignalSentTwiceIsOneSignal(t *testing.T) {
 	t.Parallel()
 	s := driver.Start(t, tcp()...)

@@ -101,6 +101,7 @@ type loop struct {
 	gone      bool               // it has ended
 	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
 	asked     time.Time          // to stop, or zero
+	late      time.Time          // the same, when all but the hooks was over
 	rest      func()             // what remains to be done when the restart is over, or nil
 	begun     time.Time          // the drain
 	deadline  time.Time          // of the drain, or zero
@@ -366,16 +367,21 @@ func (l *loop) stopSignal(sig os.Signal) {
 		return
 	}
 	if !l.asked.IsZero() && !(l.state == lameDuck && sig == os.Interrupt) {
-		l.p.logf("%v again: ending now; left: %s", sig, l.left())
-		l.p.removePIDFile()
-		handoff.FlushLog(logTimeout)
-		die(sig)
+		l.endNow(sig)
 	}
 	if l.state == starting {
 		l.stopRestart(sig, func() { l.stopSignal(sig) })
 		return
 	}
 	l.stopAsked(sig.String(), sig == os.Interrupt)
+}
+
+// endNow ends the process by a signal that was insisted on.
+func (l *loop) endNow(sig os.Signal) {
+	l.p.logf("%v again: ending now; left: %s", sig, l.left())
+	l.p.removePIDFile()
+	handoff.FlushLog(logTimeout)
+	die(sig)
 }
 
 // stopAsked stops this process.
@@ -701,12 +707,14 @@ func (l *loop) passOnLate(wasMain bool) {
 		l.successor.Signal(restartSignal)
 	default:
 	}
+	stop := !l.late.IsZero()
 	select {
 	case <-l.signals:
-		if l.p.namesMain() && wasMain && l.asked.IsZero() {
-			l.successor.Stop()
-			l.successor.Flush(partTimeout)
-		}
+		stop = true
 	default:
+	}
+	if stop && l.p.namesMain() && wasMain && l.asked.IsZero() {
+		l.successor.Stop()
+		l.successor.Flush(partTimeout)
 	}
 }

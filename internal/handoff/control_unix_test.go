@@ -734,3 +734,18 @@ func FuzzControlMessage(f *testing.F) {
 		})
 	})
 }
+
+func TestClosedControlSocketLeavesNoGoroutine(t *testing.T) {
+	posting := func() int {
+		stacks := make([]byte, 1<<20)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*control).sendPosted(")
+	}
+	before := posting()
+	a, b := newPair(t)
+	a.post(kindGiveUp, nil)
+	if _, err := b.receive(); err != nil {
+		t.Fatal(err)
+	}
+	a.close()
+	driver.Eventually(t, "the goroutine that sends to end", func() bool { return posting() <= before })
+}

@@ -112,6 +112,10 @@ func stream(f *kit.Flags, p process) error {
 		onDrain := gp.OnDrain
 		gp.OnDrain = func() {
 			onDrain()
+			if f.Faulty("hang-drain") {
+				kit.Event("asked", "error", gp.Restart(listeners))
+				select {}
+			}
 			if f.Faulty("close-listeners") { // as GracefulStop does
 				for _, l := range listeners {
 					l.Close()
