@@ -343,6 +343,7 @@ func (l *loop) restarted() {
 	r := l.restart
 	l.restart = nil
 	l.setState(serving)
+	r.ignoreUnread()
 	r.report(l)
 	if r.err == nil {
 		l.handOver(r)
@@ -596,6 +597,7 @@ func (l *loop) takeBack() {
 		<-l.drained
 		l.drained = nil
 	}
+	l.drainErr = nil
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
@@ -603,7 +605,7 @@ func (l *loop) takeBack() {
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
 	if !accepting {
-		l.p.logf("restart failed: %v; pid %d cannot serve again: the program has closed its listeners", err, pid())
+		l.p.logf("restart failed: %v; pid %d cannot serve again: its listeners are closed", err, pid())
 		l.err = fmt.Errorf("grace: %w; the listeners are closed, so that this process cannot serve again", err)
 		l.report(s, err)
 		l.over = true
@@ -611,7 +613,7 @@ func (l *loop) takeBack() {
 	}
 	also := ""
 	if lost > 0 {
-		also = fmt.Sprintf("; not on %d %s, which the program has closed", lost, plural(lost, "listener"))
+		also = fmt.Sprintf("; not on %d %s, closed meanwhile", lost, plural(lost, "listener"))
 	}
 	l.g.Predecessor.ServeAgain()
 	l.p.logf("restart failed: %v; serving again with pid %d%s", err, pid(), also)
