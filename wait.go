@@ -21,8 +21,8 @@ const (
 	// logTimeout bounds how long a log that blocks holds up the end.
 	logTimeout = 100 * time.Millisecond
 
-	// partTimeout bounds how long the service manager, and the successor, hold it up.
-	partTimeout = 2 * time.Second
+	// endTimeout bounds how long the service manager, and the successor, hold it up.
+	endTimeout = 2 * time.Second
 
 	// hookHead is how long a drain waits for OnDrain before anything is closed.
 	hookHead = 100 * time.Millisecond
@@ -639,7 +639,7 @@ func (l *loop) end() error {
 	l.awaitHooks(l.deadline)
 	s, wasMain := l.successor, l.main
 	if s != nil && !l.gone {
-		ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service
 			l.awaitMain(ctx)
 			l.nameMain()
@@ -649,12 +649,12 @@ func (l *loop) end() error {
 		}
 		cancel()
 		s.Status("", false) // of our drain there is nothing more to tell
-		s.Flush(partTimeout)
+		s.Flush(endTimeout)
 	} else {
-		ctx, cancel := context.WithTimeout(context.Background(), partTimeout/4)
+		ctx, cancel := context.WithTimeout(context.Background(), endTimeout/4)
 		l.g.Manager.Flush(ctx)
 		cancel()
-		l.g.Predecessor.Flush(partTimeout / 4)
+		l.g.Predecessor.Flush(endTimeout / 4)
 		l.p.removePIDFile()
 	}
 	l.closeAll(l.err != nil)
@@ -700,6 +700,6 @@ func (l *loop) passOnLate(wasMain bool) {
 	}
 	if stop && l.p.namesMain() && wasMain && l.asked.IsZero() {
 		l.successor.Stop()
-		l.successor.Flush(partTimeout)
+		l.successor.Flush(endTimeout)
 	}
 }
