@@ -224,6 +224,24 @@ func (r *restart) ignoreEarly() {
 	r.p.logf("restart signal ignored: %v%s", handoff.ErrUnderWay, which)
 }
 
+// ignoreUnread answers a restart signal that came when the outcome was known already: a
+// successor that is ready gets it.
+func (r *restart) ignoreUnread() {
+	for {
+		select {
+		case sig := <-r.signals:
+			if sig != restartSignal {
+				continue // a stop, which is the loop's to do now
+			}
+			if r.early = sig; r.err != nil {
+				r.ignoreEarly()
+			}
+		default:
+			return
+		}
+	}
+}
+
 // end gives the successor up. It may get ready at this very moment: both then know.
 func (r *restart) end(s *handoff.Successor, why error) error {
 	s.GiveUp()

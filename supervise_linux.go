@@ -52,7 +52,7 @@ func supervise() error {
 	std.logf("supervising with pid %d: started pid %d", os.Getpid(), s.First)
 	status := v.run()
 	std.logf("supervising with pid %d: exit status %d, as of pid %d", os.Getpid(), status, v.current.pid)
-	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	v.manager.Flush(ctx)
 	cancel()
 	handoff.FlushLog(logTimeout)

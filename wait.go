@@ -21,8 +21,8 @@ const (
 	// logTimeout bounds how long a log that blocks holds up the end.
 	logTimeout = 100 * time.Millisecond
 
-	// partTimeout bounds how long the service manager, and the successor, hold it up.
-	partTimeout = 2 * time.Second
+	// endTimeout bounds how long the service manager, and the successor, hold it up.
+	endTimeout = 2 * time.Second
 
 	// lingerTime is how long a process stays when it has named another as the service
 	// manager's main process: a stop that had begun before goes to us, and to us alone.
@@ -350,6 +350,7 @@ func (l *loop) restarted() {
 	r := l.restart
 	l.restart = nil
 	l.setState(serving)
+	r.ignoreUnread()
 	r.report(l)
 	if r.err == nil {
 		l.handOver(r)
@@ -629,6 +630,7 @@ func (l *loop) takeBack() {
 		<-l.drained
 		l.drained = nil
 	}
+	l.drainErr = nil
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
@@ -636,7 +638,7 @@ func (l *loop) takeBack() {
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
 	if !accepting {
-		l.p.logf("restart failed: %v; pid %d cannot serve again: the program has closed its listeners", err, pid())
+		l.p.logf("restart failed: %v; pid %d cannot serve again: its listeners are closed", err, pid())
 		l.err = fmt.Errorf("grace: %w; the listeners are closed, so that this process cannot serve again", err)
 		l.report(s, err)
 		l.over = true
@@ -644,7 +646,7 @@ func (l *loop) takeBack() {
 	}
 	also := ""
 	if lost > 0 {
-		also = fmt.Sprintf("; not on %d %s, which the program has closed", lost, plural(lost, "listener"))
+		also = fmt.Sprintf("; not on %d %s, closed meanwhile", lost, plural(lost, "listener"))
 	}
 	l.g.Predecessor.ServeAgain()
 	l.p.logf("restart failed: %v; serving again with pid %d%s", err, pid(), also)
@@ -670,7 +672,7 @@ func (l *loop) end() error {
 	l.awaitHooks(l.deadline)
 	s, wasMain := l.successor, l.main || l.lingers
 	if s != nil && !l.gone {
-		ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service
 			l.nameMain()
 		}
@@ -679,12 +681,12 @@ func (l *loop) end() error {
 		}
 		cancel()
 		s.Status("", false) // of our drain there is nothing more to tell
-		s.Flush(partTimeout)
+		s.Flush(endTimeout)
 	} else {
-		ctx, cancel := context.WithTimeout(context.Background(), partTimeout/4)
+		ctx, cancel := context.WithTimeout(context.Background(), endTimeout/4)
 		l.g.Manager.Flush(ctx)
 		cancel()
-		l.g.Predecessor.Flush(partTimeout / 4)
+		l.g.Predecessor.Flush(endTimeout / 4)
 		l.p.removePIDFile()
 	}
 	l.closeAll(l.err != nil)
@@ -715,6 +717,6 @@ func (l *loop) passOnLate(wasMain bool) {
 	}
 	if stop && l.p.namesMain() && wasMain && l.asked.IsZero() {
 		l.successor.Stop()
-		l.successor.Flush(partTimeout)
+		l.successor.Flush(endTimeout)
 	}
 }

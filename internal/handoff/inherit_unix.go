@@ -26,7 +26,7 @@ type birth struct {
 	ppid        int
 	parent      parent
 	descriptors int   // announced ones, from firstFD on, that were there; close-on-exec since
-	adopted     []int // those of them that have become something else
+	taken       []int // those of them that have become something else
 
 	control    *control // nil without one
 	supervisor *net.UnixConn
@@ -55,8 +55,13 @@ func inherit() *birth {
 	}
 	switch {
 	case b.getenv(envControl) == "":
-	case b.passedOn(control):
-		controlErr = nil
+	case b.parent.original():
+		// It was meant for our parent. That is built on facebookgo/grace, was started by
+		// one built on this library, and has passed it on without knowing.
+		if controlErr = nil; control >= 0 {
+			b.taken = append(b.taken, control)
+			syscall.Close(control)
+		}
 	case controlErr == nil:
 		b.control, controlErr = b.openControl(control)
 	}
@@ -119,20 +124,6 @@ func (b *birth) announcedFD(name string) (int, error) {
 	return fd, nil
 }
 
-// passedOn reports whether the control socket was not meant for us, but for our parent:
-// that is built on facebookgo/grace, and was started by one built on this library.
-// It has passed on the variable and the descriptor without knowing.
-func (b *birth) passedOn(control int) bool {
-	if b.parent.original() {
-		if control >= 0 {
-			b.adopted = append(b.adopted, control)
-			syscall.Close(control)
-		}
-		return true
-	}
-	return false
-}
-
 // openControl opens the control socket and says that we speak its protocol.
 func (b *birth) openControl(fd int) (*control, error) {
 	conn, err := b.takeConn(fd, envControl)
@@ -151,7 +142,7 @@ func (b *birth) openControl(fd int) (*control, error) {
 }
 
 func (b *birth) takeConn(fd int, name string) (*net.UnixConn, error) {
-	b.adopted = append(b.adopted, fd)
+	b.taken = append(b.taken, fd)
 	c, err := newUnixConn(fd)
 	if err != nil {
 		return nil, fmt.Errorf("%s=%d: %w", name, fd, err)
@@ -162,7 +153,7 @@ func (b *birth) takeConn(fd int, name string) (*net.UnixConn, error) {
 // closeInherited closes what has not become something else.
 func (b *birth) closeInherited() {
 	for fd := firstFD; fd < firstFD+b.descriptors; fd++ {
-		if !slices.Contains(b.adopted, fd) {
+		if !slices.Contains(b.taken, fd) {
 			syscall.Close(fd)
 		}
 	}

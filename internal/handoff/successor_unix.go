@@ -107,7 +107,7 @@ func (g *Generation) forget(s *Successor) {
 }
 
 func (s *Successor) start(providers map[string]func() []byte, sibling bool) error {
-	open, told, release, err := s.sockets()
+	open, described, release, err := s.sockets()
 	defer release()
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", born.args[0], err)
@@ -146,14 +146,14 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	providers[numberState] = func() []byte { return []byte(strconv.Itoa(s.g.Number)) }
 	go s.wait()
 	go s.receive()
-	go s.tell(told, providers)
+	go s.tell(described, providers)
 	return nil
 }
 
 // sockets returns what is open for the successor, in its order: s.listeners,
 // then those of the pool; and what to tell of them and of what else travels.
 // release closes what was opened for that.
-func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func(), err error) {
+func (s *Successor) sockets() (open []syscall.Conn, described []*Socket, release func(), err error) {
 	var files []*os.File
 	release = func() {
 		for _, f := range files {
@@ -183,7 +183,7 @@ func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func
 			return nil
 		}
 		s.passed[id] = len(open)
-		open, told = append(open, c), append(told, sock)
+		open, described = append(open, c), append(described, sock)
 		return nil
 	}
 	for _, l := range s.listeners {
@@ -219,10 +219,10 @@ func (s *Successor) sockets() (open []syscall.Conn, told []*Socket, release func
 	}
 	for _, sock := range pool {
 		if sock.Kind != Listener {
-			told = append(told, sock)
+			described = append(described, sock)
 		}
 	}
-	return open, told, release, nil
+	return open, described, release, nil
 }
 
 // tell sends what the successor must know of its sockets, and our state.
