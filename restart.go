@@ -45,6 +45,9 @@ func (p *Process) Restart(listeners []Listener) (err error) {
 	if err := alone.begin(r); err != nil {
 		return err
 	}
+	if g.Owned() && !alone.taken(r) {
+		return p.Restart(listeners) // Wait has begun just now
+	}
 	r.run()
 	if alone.taken(r) {
 		return r.err // Wait was called meanwhile

@@ -218,7 +218,7 @@ func stopByDefault() {
 // hear acts on what a generation says, and passes it on to the manager, to which
 // we are the main process.
 func (v *supervisor) hear(state handoff.State) {
-	if pid, ok := handoff.AskedStatus(state.Text); ok && len(state.FDs) == 1 {
+	if pid, ok := handoff.AskedStatus(state.Text); ok && len(state.FDs) == 1 && syscall.Kill(pid, 0) == nil {
 		v.asking[pid] = state.FDs[0]
 		return
 	}

@@ -103,6 +103,7 @@ type loop struct {
 	asked     time.Time          // to stop, or zero
 	late      time.Time          // the same, when all but the hooks was over
 	rest      func()             // what remains to be done when the restart is over, or nil
+	isWord    bool               // it came as a signal that may be the word of the successor
 	begun     time.Time          // the drain
 	deadline  time.Time          // of the drain, or zero
 	drained   <-chan error       // brings the end of the drain; nil when it is over
@@ -355,9 +356,9 @@ func (l *loop) restarted() {
 	if r.err == nil {
 		l.handOver(r)
 	}
-	rest := l.rest
+	rest, isWord := l.rest, l.isWord && r.termed
 	l.rest = nil
-	if rest != nil && !r.termed {
+	if rest != nil && !isWord {
 		rest()
 	}
 }
@@ -427,14 +428,17 @@ func (l *loop) serviceStops(reason string) {
 // stopRestart gives the restart up that is under way, and does the rest when it is over.
 // A signal may be the word of a successor built on facebookgo/grace instead.
 func (l *loop) stopRestart(sig os.Signal, rest func()) {
-	l.rest = rest
 	if sig == syscall.SIGTERM {
 		select {
 		case l.restart.signals <- sig:
+			if l.rest == nil {
+				l.rest, l.isWord = rest, true
+			}
 			return
 		default:
 		}
 	}
+	l.rest, l.isWord = rest, false
 	if !isClosed(l.restart.giveUp) {
 		close(l.restart.giveUp)
 	}
@@ -617,7 +621,7 @@ func (l *loop) part() {
 		l.timer = time.After(lingerTime)
 	default:
 		l.waits = true
-		l.timer = time.After(partTimeout)
+		l.timer = time.After(endTimeout)
 	}
 	l.setState(standby)
 }

@@ -98,6 +98,9 @@ func (g *Generation) forkSibling(path string, attr *syscall.ProcAttr) (process, 
 		s.pidfd = pidfdFile(pidfd)
 	} else if s.pidfd, err = openPidfd(pid); err != nil {
 		syscall.Kill(pid, syscall.SIGKILL) // nobody would see its end
+		if s.status != nil {
+			s.status.Close()
+		}
 		return nil, err
 	}
 	return s, nil
