@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	fleetAway  = time.Second           // from an instance's end to the start of the one that replaces it
-	fleetLate  = time.Second           // of the forwarder
-	fleetDelay = 10 * time.Millisecond // of the forwarder
+	fleetRestarts = 3                     // of each instance
+	fleetAway     = time.Second           // from an instance's end to the start of the one that replaces it
+	fleetLate     = time.Second           // of the forwarder
+	fleetDelay    = 10 * time.Millisecond // of the forwarder
 )
 
 // fleetLameDuck is how long an instance of the deployment says that it stops, and serves.
@@ -290,10 +291,19 @@ func (f *fleetRun) roll(ctx context.Context, step func(context.Context, int) err
 	}
 	rows := make(map[string]*row)
 	for name, users := range users {
-		rows[name] = &row{Kind: name, Restarts: len(f.instances)}
+		rows[name] = &row{Kind: name}
 		rows[name].addUsers(users, nil)
 	}
 	return rows, nil
+}
+
+func (f *fleetRun) restarts(ctx context.Context, i int) error {
+	for range fleetRestarts {
+		if err := f.restart(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // restart makes an instance restart, and waits until the old process has ended and the new one has answered through
@@ -328,10 +338,7 @@ func (f *fleetRun) restart(ctx context.Context, i int) error {
 func (f *fleetRun) replace(ctx context.Context, i int) error {
 	t := f.instances[i]
 	tail := t.logTail()
-	err := t.stop(ctx)
-	if said := t.errors(); said != nil {
-		err = errors.Join(err, errors.New(strings.Join(said, "; ")))
-	}
+	err := stopInstance(ctx, t)
 	if err != nil {
 		return fmt.Errorf("%w; the end of its log before:\n%s", err, tail)
 	}
@@ -376,7 +383,7 @@ func (f *fleetRun) stop(ctx context.Context) error {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			errs[i] = t.stop(ctx)
+			errs[i] = stopInstance(ctx, t)
 		}()
 	}
 	wg.Wait()
@@ -385,6 +392,15 @@ func (f *fleetRun) stop(ctx context.Context) error {
 	}
 	os.RemoveAll(f.dir)
 	return errors.Join(errs...)
+}
+
+// stopInstance also returns what its processes have said went wrong.
+func stopInstance(ctx context.Context, t *target) error {
+	err := t.stop(ctx)
+	if said := t.errors(); said != nil {
+		err = errors.Join(err, errors.New(strings.Join(said, "; ")))
+	}
+	return err
 }
 
 // A fleetRow is what one front has seen.
@@ -431,7 +447,7 @@ func runFleet(ctx context.Context, cfg config, instances int) (rows []fleetRow, 
 		lameDuck time.Duration
 		steps    []step
 	}{
-		{lameDuck, []step{(*fleetRun).restart, (*fleetRun).replace}},
+		{lameDuck, []step{(*fleetRun).restarts, (*fleetRun).replace}},
 		{0, []step{(*fleetRun).replace}},
 	} {
 		f, err := startFleet(ctx, cfg, instances, run.lameDuck)

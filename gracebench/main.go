@@ -83,13 +83,13 @@
 // # Reading the fleet
 //
 // With -fleet eight instances (two with -short) are behind haproxy and nginx, configured as in gracedemo/deploy/fleet but
-// that haproxy may not try again, and behind a balancer of connections: like kube-proxy it knows nothing of HTTP and gives
-// an instance new connections until a second after that was not ready, and it delays all bytes by 10 ms in each direction.
-// Every balancer has the clients of the kinds named, a quarter of -clients of each. Each instance restarts, one after the
-// other; then each is stopped and, a second after its end, replaced. The next one's turn comes when the new process has
-// answered behind each balancer.
+// that haproxy may not try again, and behind a balancer of connections (layer 4): like kube-proxy it knows nothing of HTTP
+// and gives an instance new connections until a second after that was not ready, and it delays all bytes by 10 ms in each
+// direction. Each of them has clients of the kinds named, a quarter of -clients of each kind. One after the other the
+// instances restart, three times each; then each is stopped and, a second after its end, replaced. The next one's turn
+// comes when the new process has answered behind each balancer.
 //
-// The run fails when a request is lost. The last columns are the control: the same stops without the lame duck, with which
+// The run fails when a request is lost. The last columns are the control: the same stops without the lame duck, in which
 // haproxy and the balancer of connections have to lose some, or the run fails too. nginx does without, since it takes
 // another instance by itself when a connection is refused.
 //
