@@ -107,12 +107,7 @@ func serveHTTP(f *kit.Flags) error {
 	}
 	defer finish()
 	err = gracehttp.ServeWithOptions(servers, append(options, managed...)...)
-	if f.Faulty("slow-cleanup") { // until the file is removed
-		kit.Event("cleaning")
-		for f.Faulty("slow-cleanup") {
-			time.Sleep(5 * time.Millisecond)
-		}
-	}
+	awaitCleanUp(f)
 	return err
 }
 

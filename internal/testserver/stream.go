@@ -61,7 +61,7 @@ func newProcess(f *kit.Flags) *grace.Process {
 	return p
 }
 
-// What the mode grace has for hooks.
+// What the mode grace has for hooks; the last two are the mode http's, too.
 var (
 	hooks    = flag.Bool("hooks", false, "Say when hooks are called, and move connections on the line \"move\".")
 	lameDuck = flag.Duration("lame-duck", 0, "How long to serve on after SIGTERM.")
@@ -145,13 +145,18 @@ func stream(f *kit.Flags, p process) error {
 	}
 	go readyInWait(f, listeners)
 	err = p.Wait(listeners)
+	awaitCleanUp(f)
+	return err
+}
+
+// awaitCleanUp is what a program does after Wait or Serve.
+func awaitCleanUp(f *kit.Flags) {
 	if *cleanUp {
 		kit.Event("cleaning-up")
 		for f.Faulty("clean-up") {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
-	return err
 }
 
 // preStart is a hook that fails by the fault "prestart".
