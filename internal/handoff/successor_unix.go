@@ -34,7 +34,8 @@ type Successor struct {
 
 	events   chan Event
 	released chan struct{} // closed when nobody receives them any more
-	busy     atomic.Bool   // something is being read, or was not received yet
+	said     atomic.Int64  // messages that were read, or are just being
+	received atomic.Int64  // those that Events has brought
 	heard    chan struct{} // closed when it can say no more
 	ended    chan struct{} // closed when it has ended
 	exit     exit          // how; set before ended is closed
@@ -281,7 +282,7 @@ func (s *Successor) receive() {
 		if err = waitReadable(raw); err != nil {
 			break
 		}
-		s.busy.Store(true)
+		s.said.Add(1)
 		var m *message
 		if m, err = s.control.receive(); err == nil {
 			s.emit(s.understand(m))
@@ -343,7 +344,7 @@ func (s *Successor) Events() <-chan Event { return s.events }
 func (s *Successor) Release() { close(s.released) }
 
 // Received is to be called with each event that Events has brought, for Unheard.
-func (s *Successor) Received(Event) { s.busy.Store(false) }
+func (s *Successor) Received(Event) { s.received.Add(1) }
 
 // Unheard reports whether there is something that it has said, and that Events has not
 // brought yet.
@@ -353,7 +354,7 @@ func (s *Successor) Unheard() bool {
 		return false
 	}
 	unread := false
-	return raw.Control(func(fd uintptr) { unread = readable(fd) }) == nil && unread || s.busy.Load()
+	return raw.Control(func(fd uintptr) { unread = readable(fd) }) == nil && unread || s.said.Load() > s.received.Load()
 }
 
 // HasEnded reports whether it has ended, though Events may still have to say so.
