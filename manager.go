@@ -46,6 +46,9 @@ func (l *loop) tellServing() {
 
 // becomeMain is called when the service manager takes this process for the main one.
 func (l *loop) becomeMain(also string) {
+	if l.lingers {
+		return // we were, and have named another
+	}
 	first := !l.main
 	l.main = true
 	if l.waits {

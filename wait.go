@@ -676,14 +676,16 @@ func (l *loop) end() error {
 	l.awaitHooks(l.deadline)
 	s, wasMain := l.successor, l.main || l.lingers
 	if s != nil && !l.gone {
-		ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service
 			l.nameMain()
 		}
-		if err := l.g.Manager.Barrier(ctx); err != nil {
-			l.p.logf("telling the service manager who comes after pid %d: %v", pid(), err)
+		if !l.lingers { // which is long enough for the service manager to read it
+			ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+			if err := l.g.Manager.Barrier(ctx); err != nil {
+				l.p.logf("telling the service manager who comes after pid %d: %v", pid(), err)
+			}
+			cancel()
 		}
-		cancel()
 		s.Status("", false) // of our drain there is nothing more to tell
 		s.Flush(endTimeout)
 	} else {

@@ -252,7 +252,7 @@ func TestSupervisedService(t *testing.T) {
 	if pid == main {
 		t.Fatalf("pid %d, the main process, answers; want a generation", pid)
 	}
-	d.Await("NFileDescriptorStore", "3")
+	d.Await("NFileDescriptorStore", "4")
 	for range 2 {
 		h := hold(t, d.addr, "/sleep/")
 		d.Do("reload")
@@ -266,7 +266,7 @@ func TestSupervisedService(t *testing.T) {
 	time.AfterFunc(7*time.Second, h.release)
 	h.by(pid, before)
 	equal(t, d.Unit, "MainPID", strconv.Itoa(main))
-	equal(t, d.Unit, "NFileDescriptorStore", "3")
+	equal(t, d.Unit, "NFileDescriptorStore", "4")
 
 	h = hold(t, d.addr, "/sleep/")
 	time.AfterFunc(3*time.Second, h.release)

@@ -202,7 +202,7 @@ ListenStream=`+d.addr+`
 `)
 	socket.Do("start")
 	first := ask(t, d.addr)
-	d.Await("NFileDescriptorStore", "2") // the two others
+	d.Await("NFileDescriptorStore", "3") // the others, and the control socket
 	d.Kill("KILL")
 	d.Await("NRestarts", "1")
 	if pid := ask(t, d.addr); pid == first {
@@ -210,7 +210,7 @@ ListenStream=`+d.addr+`
 	}
 	d.Await("SubState", "running")
 	awaitMain(t, d.Unit, d.reload())
-	equal(t, d.Unit, "NFileDescriptorStore", "2")
+	equal(t, d.Unit, "NFileDescriptorStore", "3")
 	// Each of the three is one socket, in one descriptor.
 	if n := listeners(t, d.MainPID()); n != 3 {
 		t.Errorf("pid %d has %d descriptors of listening sockets, want 3", d.MainPID(), n)

@@ -17,11 +17,11 @@ func TestListenersOutliveACrash(t *testing.T) {
 	t.Parallel()
 	d := newStoringDemo(t, "RestartSec=1")
 	d.Do("start")
-	d.Await("NFileDescriptorStore", "3")
+	d.Await("NFileDescriptorStore", "4")
 	d.reload()
 	pid := d.reload()
 	awaitMain(t, d.Unit, pid)
-	d.Await("NFileDescriptorStore", "3")
+	d.Await("NFileDescriptorStore", "4")
 	inode := listenerInode(t, d.addr)
 
 	for range 2 {
@@ -38,7 +38,7 @@ func TestListenersOutliveACrash(t *testing.T) {
 		awaitMain(t, d.Unit, pid)
 	}
 	equal(t, d.Unit, "NRestarts", "2")
-	equal(t, d.Unit, "NFileDescriptorStore", "3")
+	equal(t, d.Unit, "NFileDescriptorStore", "4")
 
 	// When it is stopped, nobody listens any more.
 	d.Do("stop")
