@@ -270,13 +270,13 @@ func (l *loop) tick() {
 	}
 	switch l.state {
 	case starting, lameDuck:
-		l.tell(systemd.Patience)
+		l.tell(systemd.ExtendTimeout)
 		return
 	case serving:
 		return
 	case standby:
-		if l.isLast() {
-			l.tell(systemd.Patience)
+		if l.mustOutlive() {
+			l.tell(systemd.ExtendTimeout)
 		}
 		return
 	}
@@ -291,9 +291,9 @@ func (l *loop) tick() {
 		}
 		l.p.logf("draining pid %d: %s", pid(), left)
 	}
-	stop := l.successor == nil || !l.asked.IsZero() && l.isLast()
+	stop := l.successor == nil || !l.asked.IsZero() && l.mustOutlive()
 	if stop {
-		l.tell(systemd.Patience)
+		l.tell(systemd.ExtendTimeout)
 	}
 	if took < time.Duration(l.progress.statuses+1)*time.Second {
 		return

@@ -110,7 +110,7 @@ func (p *Process) newRestart(listeners []Listener, request *handoff.Request) (*r
 func (r *restart) run() {
 	defer close(r.done)
 	r.p.logf("restart: asked for")
-	r.g.Manager.Tell(systemd.Reloading() + "\n" + systemd.Patience + "\nSTATUS=Starting a successor")
+	r.g.Manager.Tell(systemd.Reloading() + "\n" + systemd.ExtendTimeout + "\nSTATUS=Starting a successor")
 	if r.err = r.preStart(); r.err != nil {
 		return
 	}

@@ -145,7 +145,7 @@ func (l *loop) run() error {
 	if l.restart = alone.take(); l.restart != nil {
 		l.setState(starting)
 	}
-	l.ticker = time.NewTicker(systemd.PatienceTick)
+	l.ticker = time.NewTicker(systemd.ExtendEvery)
 	defer l.ticker.Stop()
 	var watchdog <-chan time.Time
 	if every := l.g.Manager.Watchdog; every > 0 && l.g.Manager.Listens() {
@@ -297,7 +297,7 @@ func (l *loop) restartSignal(sig os.Signal) {
 		default: // as many wait
 		}
 	case draining, standby:
-		if l.isLast() {
+		if l.mustOutlive() {
 			l.p.logf("restart signal ignored: pid %d is stopping", pid())
 			return
 		}
@@ -450,8 +450,8 @@ func (l *loop) stopAfterHandOver() {
 	if l.lingers { // for the service manager this is the main process
 		l.main = true
 	}
-	if l.isLast() {
-		l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
+	if l.mustOutlive() {
+		l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
 		l.successor.Stop()
 		return
 	}
@@ -485,7 +485,7 @@ func (l *loop) stop(quick bool) {
 	l.setState(lameDuck)
 	l.timer = time.After(l.p.LameDuck)
 	l.p.logf("lame duck: pid %d serves on for %v, and tells its clients", pid(), l.p.LameDuck)
-	l.tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.Patience))
+	l.tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.ExtendTimeout))
 	l.beginHooks()
 	for _, ln := range l.listeners {
 		if s, ok := ln.(interface{ LameDuck(time.Duration) }); ok {
@@ -497,7 +497,7 @@ func (l *loop) stop(quick bool) {
 // beginStop begins the drain of a stop. No successor takes over.
 func (l *loop) beginStop(quick bool) {
 	l.timer = nil
-	l.tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.Patience)
+	l.tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
 	l.drainTo(nil, quick)
 }
 
@@ -536,7 +536,7 @@ func (l *loop) successorSays(e handoff.Event) {
 	case handoff.Stops:
 		l.stepped = true
 		l.refuse()
-		if l.isLast() {
+		if l.mustOutlive() {
 			s.Stop() // so that it does not wait for our end
 		} else if l.state == standby {
 			l.part()
@@ -560,10 +560,10 @@ func (l *loop) hasFailed() bool {
 	return !l.stepped && (l.successor.Waits() || !l.successor.Succeeded())
 }
 
-// isLast reports whether this process must outlive the successor: a service manager
+// mustOutlive reports whether this process must outlive the successor: a service manager
 // that stops the service listens to its main process, and ends all others when that
 // one has ended.
-func (l *loop) isLast() bool {
+func (l *loop) mustOutlive() bool {
 	stop := !l.asked.IsZero() || l.stepped
 	return stop && !l.gone && l.successor.Waits() && l.p.namesMain() && l.main
 }
@@ -579,7 +579,7 @@ func (l *loop) afterDrain() {
 	}
 	s.Drained()
 	switch {
-	case l.isLast():
+	case l.mustOutlive():
 		s.Stop() // its end is what we wait for
 	case !l.asked.IsZero(), l.gone:
 		l.over = true
@@ -602,7 +602,7 @@ func (l *loop) timeIsUp() {
 	case standby:
 		if l.lingers || l.waits {
 			l.over = true
-		} else if !l.isLast() {
+		} else if !l.mustOutlive() {
 			l.part()
 		}
 	}

@@ -21,12 +21,12 @@ const (
 	EnvWatchdogPID  = "WATCHDOG_PID"
 )
 
-// Patience asks the manager to wait for another five seconds, see
+// ExtendTimeout asks the manager to wait for another five seconds, see
 // EXTEND_TIMEOUT_USEC in sd_notify(3). It must be repeated: a manager may forget
 // it when something else happens.
 const (
-	Patience     = "EXTEND_TIMEOUT_USEC=5000000"
-	PatienceTick = 500 * time.Millisecond
+	ExtendTimeout     = "EXTEND_TIMEOUT_USEC=5000000"
+	ExtendEvery = 500 * time.Millisecond
 )
 
 // Notify sends a state, lines of NAME=VALUE, and copies of the descriptors to
