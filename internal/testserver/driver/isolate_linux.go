@@ -25,6 +25,9 @@ func Isolate(t *testing.T) bool {
 		raiseLoopback(t)
 		return true
 	}
+	if testing.Short() {
+		t.Skip("a network of its own takes too long for -short")
+	}
 	unshare := []string{"--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "--"}
 	if out, err := exec.Command("unshare", append(unshare, "true")...).CombinedOutput(); err != nil {
 		t.Skipf("no namespaces here: unshare: %v: %s", err, out)

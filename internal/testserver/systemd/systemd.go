@@ -18,6 +18,7 @@ package systemd
 import (
 	_ "embed"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,6 +51,10 @@ var missing = "systemd.Run was not called" // why there is no box
 // Run runs the tests in the box and returns their exit status. The programs,
 // by import path, are built before; Program finds them.
 func Run(m *testing.M, programs ...string) int {
+	flag.Parse()
+	if testing.Short() {
+		return m.Run()
+	}
 	if os.Getenv(envInside) != "" {
 		return m.Run()
 	}
@@ -73,6 +78,9 @@ func Run(m *testing.M, programs ...string) int {
 // Need skips the test if it is not in the box.
 func Need(tb testing.TB) {
 	tb.Helper()
+	if testing.Short() {
+		tb.Skip("a systemd of its own takes too long for -short")
+	}
 	if os.Getenv(envInside) == "" {
 		tb.Skip(missing)
 	}
