@@ -447,8 +447,8 @@ func (l *loop) stopRestart(sig os.Signal, rest func()) {
 // stopAfterHandOver is for a process that has a successor, and is told to stop.
 func (l *loop) stopAfterHandOver() {
 	l.asked = time.Now()
-	if l.lingers { // for the service manager this is the main process
-		l.main = true
+	if l.lingers { // for the service manager this is the main process, still
+		l.main, l.lingers, l.timer = true, false, nil
 	}
 	if l.mustOutlive() {
 		l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)

@@ -18,10 +18,11 @@ func TestRunit(t *testing.T) {
 	if !driver.Isolate(t) {
 		return
 	}
-	for _, dir := range []string{"/usr/local/bin", "/var/log", "/etc/sv", "/etc/service", "/tmp"} {
+	for _, dir := range []string{"/usr/local/bin", "/var/log", "/etc/sv", "/etc/service"} {
 		mount(t, dir)
 	}
 	demo(t, "/usr/local/bin")
+	mount(t, "/tmp") // after the build: this checkout may lie there
 	const service = "/etc/sv/gracedemo"
 	copyDirectory(t, service, "runit")
 	if err := os.Symlink(service, "/etc/service/gracedemo"); err != nil {
@@ -73,10 +74,11 @@ func TestS6(t *testing.T) {
 	if !driver.Isolate(t) {
 		return
 	}
-	for _, dir := range []string{"/usr/local/bin", "/run", "/tmp"} {
+	for _, dir := range []string{"/usr/local/bin", "/run"} {
 		mount(t, dir)
 	}
 	demo(t, "/usr/local/bin")
+	mount(t, "/tmp") // after the build: this checkout may lie there
 	const services, service = "/run/service", "/run/service/gracedemo"
 	copyDirectory(t, service, "s6")
 	background(t, "", "s6-svscan", services)
@@ -120,6 +122,7 @@ func background(t *testing.T, log, name string, args ...string) {
 	var out strings.Builder
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Dir = "/" // this directory may be hidden
 	// The services may hold the output open for longer than the manager runs.
 	cmd.WaitDelay = 1
 	if err := cmd.Start(); err != nil {
