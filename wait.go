@@ -674,6 +674,9 @@ func (l *loop) end() error {
 		l.err = errors.Join(l.err, l.drainErr)
 	}
 	l.awaitHooks(l.deadline)
+	if !l.begun.IsZero() && !l.lingers {
+		l.took = since(l.begun)
+	}
 	s, wasMain := l.successor, l.main || l.lingers
 	if s != nil && !l.gone {
 		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service

@@ -66,7 +66,7 @@ var (
 
 const usage = `gracedemo shows a restart that nobody notices. Start it, open http://localhost:48567/ in a
 browser, and restart it in another terminal by "gracedemo -restart", or by "kill -USR2" and
-the pid that it says. See "go doc" for more.
+the pid that it says. See "go doc ./gracedemo" for more.
 
 With -restart and -status, the exit status is 0 if it is done, 1 if the restart has failed
 and the old process serves, 2 if nobody is there, 3 if another restart is under way or the
