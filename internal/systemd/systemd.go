@@ -25,8 +25,8 @@ const (
 // EXTEND_TIMEOUT_USEC in sd_notify(3). It must be repeated: a manager may forget
 // it when something else happens.
 const (
-	ExtendTimeout     = "EXTEND_TIMEOUT_USEC=5000000"
-	ExtendEvery = 500 * time.Millisecond
+	ExtendTimeout = "EXTEND_TIMEOUT_USEC=5000000"
+	ExtendEvery   = 500 * time.Millisecond
 )
 
 // Notify sends a state, lines of NAME=VALUE, and copies of the descriptors to
