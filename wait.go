@@ -485,7 +485,7 @@ func (l *loop) stop(quick bool) {
 	l.setState(lameDuck)
 	l.timer = time.After(l.p.LameDuck)
 	l.p.logf("lame duck: pid %d serves on for %v, and tells its clients", pid(), l.p.LameDuck)
-	l.tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.ExtendTimeout))
+	l.g.Manager.Tell(fmt.Sprintf("STOPPING=1\nSTATUS=Stopping in %v\n%s", l.p.LameDuck, systemd.ExtendTimeout))
 	l.beginHooks()
 	for _, ln := range l.listeners {
 		if s, ok := ln.(interface{ LameDuck(time.Duration) }); ok {
@@ -497,7 +497,7 @@ func (l *loop) stop(quick bool) {
 // beginStop begins the drain of a stop. No successor takes over.
 func (l *loop) beginStop(quick bool) {
 	l.timer = nil
-	l.tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
+	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
 	l.drainTo(nil, quick)
 }
 
