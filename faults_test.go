@@ -163,6 +163,10 @@ func (t *trial) took(since time.Time, sig syscall.Signal) {
 // servedBy fails the test unless this process answers on new connections.
 func (t *trial) servedBy(p *driver.Process) {
 	t.Helper()
+	driver.Eventually(t, fmt.Sprintf("pid %d to answer", p.Pid), func() bool { // for a moment its predecessor may
+		pid, _ := t.get("/pid")
+		return pid == p.Pid
+	})
 	for range 3 {
 		if pid, _ := t.get("/pid"); pid != p.Pid {
 			t.Fatalf("pid %d answers, want %d", pid, p.Pid)
@@ -516,8 +520,6 @@ func faults() []fault {
 		{name: "no process may be started", set: ofAnotherUser, play: noProcess, says: "restart failed: .*resource temporarily unavailable"},
 		{name: "no descriptor is left", play: few(0), says: "restart failed: .*too many open files"},
 		{name: "one descriptor is left", play: few(1), says: "restart failed: .*too many open files"},
-		{name: "two descriptors are left", play: few(2), says: "restart failed: .*too many open files"},
-		{name: "three descriptors are left", play: few(3), says: "restart failed: .*too many open files"},
 		{name: "successor may have six descriptors", play: becomes(limited("-n 6")), says: before + "exit status"},
 		{name: "successor may have eight descriptors", play: becomes(limited("-n 8")), says: before + "exit status"},
 		{name: "successor has no memory", play: becomes(limited("-v 50000")), says: before},
@@ -940,7 +942,7 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	driver.Binary(t)
 	all := faults()
-	if testing.Short() { // one in ten
+	if testing.Short() || driver.Race { // one in ten: in full without the race detector
 		some := all[:0:0]
 		for i := 0; i < len(all); i += 10 {
 			some = append(some, all[i])

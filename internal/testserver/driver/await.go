@@ -92,3 +92,6 @@ func AwaitRefused(tb testing.TB, network, addr string) {
 		return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 	})
 }
+
+// Race reports whether the race detector runs.
+const Race = raceEnabled
