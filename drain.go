@@ -18,7 +18,7 @@ import (
 type drainer interface {
 	// Drain stops accepting and returns when no connection is left, or ctx is
 	// done. With a successor, it hands over what can be handed over, and Resume
-	// may follow; without one it is the end.
+	// may follow; without one it is the end. It calls how.Paused when it accepts no more.
 	Drain(ctx context.Context, how handoff.Drain) error
 	// Resume undoes Drain: connections are accepted, again. It reports whether they are.
 	Resume() bool
@@ -72,9 +72,12 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	l.progress = progress{}
 	called := l.beginHooks()
 	drains := make([]func() error, 0, len(l.listeners)+2)
+	var accepting sync.WaitGroup
 	for _, ln := range l.listeners {
 		if d, ok := ln.(drainer); ok {
-			drains = append(drains, func() error { return d.Drain(ctx, handoff.Drain{To: s, Quick: quick}) })
+			accepting.Add(1)
+			how := handoff.Drain{To: s, Quick: quick, OnPause: accepting.Done}
+			drains = append(drains, func() error { return d.Drain(ctx, how) })
 		} else {
 			drains = append(drains, func() error { return closeWithin(ctx, ln) })
 		}
@@ -92,8 +95,8 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 			return nil
 		})
 	}
-	drained := make(chan error, 1)
-	l.drained = drained
+	paused, drained := make(chan struct{}), make(chan error, 1)
+	l.paused, l.drained = paused, drained
 	timeout := l.p.TermTimeout
 	go func() {
 		if called != nil {
@@ -110,6 +113,8 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 				errs[i] = drain()
 			}()
 		}
+		accepting.Wait()
+		close(paused)
 		wg.Wait()
 		err := errors.Join(errs...)
 		if errors.Is(err, context.DeadlineExceeded) {

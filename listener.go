@@ -66,10 +66,13 @@ func (l *listener) Close() error {
 // Drain implements drainer. The socket stays open for Resume if there
 // is a successor that serves on it.
 func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
+	var err error
 	if how.To == nil || !how.To.Keeps(l) || !l.open.Pause() {
-		if err := l.open.Close(); err != nil {
-			return err
-		}
+		err = l.open.Close()
+	}
+	how.Paused()
+	if err != nil {
+		return err
 	}
 	return l.open.Wait(ctx)
 }

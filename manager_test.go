@@ -890,7 +890,7 @@ func TestStandbyPassesARestartSignalOn(t *testing.T) {
 	// Type=notify-reload waits for this.
 	m.next("RELOADING=1")
 	m.next("READY=1")
-	s.Line(fmt.Sprintf("^shutdown-hook pid=%d", b.Pid)) // it has stopped accepting
+	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", b.Pid)) // it accepts no more
 	hold(t, a.Addrs[0]).finish(c)
 }
 

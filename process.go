@@ -73,7 +73,7 @@ type Process struct {
 
 	// OnRestart, if not nil, is called with the outcome of each restart: the
 	// successor's process id, 0 if none was started, how long it took, and why
-	// it failed, or nil. It is called a second time, with an error, for a
+	// it failed, or nil, as soon as the successor alone accepts. It is called a second time, with an error, for a
 	// successor that fails after it was ready and before this process has ended. Calls
 	// come one after the other.
 	OnRestart func(pid int, took time.Duration, err error)

@@ -80,6 +80,7 @@ type restart struct {
 	pid       int                // 0 if no successor was started
 	successor *handoff.Successor // one that is ready, or nil
 	err       error              // why there is none
+	took      time.Duration      // until that was known
 	termed    bool               // it was ready by a SIGTERM to us
 	early     os.Signal          // a restart signal that is meant for it
 }
@@ -108,7 +109,10 @@ func (p *Process) newRestart(listeners []Listener, request *handoff.Request) (*r
 
 // run returns when the successor is ready, or nothing is left of it.
 func (r *restart) run() {
-	defer close(r.done)
+	defer func() {
+		r.took = time.Since(r.start)
+		close(r.done)
+	}()
 	r.p.logf("restart: asked for")
 	r.g.Manager.Tell(systemd.Reloading() + "\n" + systemd.ExtendTimeout + "\nSTATUS=Starting a successor")
 	if r.err = r.preStart(); r.err != nil {
@@ -284,8 +288,8 @@ func (r *restart) report(l *loop) {
 		r.p.logf("restart failed: %v; still serving with pid %d", r.err, os.Getpid())
 		r.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Restart failed: %v; serving with pid %d", r.err, os.Getpid())))
 	}
-	r.g.Restarted(handoff.Restarted{Pid: r.pid, At: r.start, Took: time.Since(r.start), Err: r.err})
-	r.p.report(l, r.pid, time.Since(r.start), r.err)
+	r.g.Restarted(handoff.Restarted{Pid: r.pid, At: r.start, Took: r.took, Err: r.err})
+	r.p.report(l, r.pid, r.took, r.err)
 }
 
 // alone is the restart that runs without Wait.

@@ -105,6 +105,8 @@ type loop struct {
 	rest      func()             // what remains to be done when the restart is over, or nil
 	isWord    bool               // it came as a signal that may be the word of the successor
 	begun     time.Time          // the drain
+	paused    <-chan struct{}    // closed when it accepts no more; nil when that was seen
+	handed    *restart           // the one whose outcome is told then, or nil
 	deadline  time.Time          // of the drain, or zero
 	drained   <-chan error       // brings the end of the drain; nil when it is over
 	drainErr  error
@@ -172,6 +174,9 @@ func (l *loop) run() error {
 
 		case e := <-l.events():
 			l.successorSays(e)
+
+		case <-l.paused:
+			l.handedOver()
 
 		case l.drainErr = <-l.drained:
 			l.afterDrain()
@@ -352,9 +357,10 @@ func (l *loop) restarted() {
 	l.restart = nil
 	l.setState(serving)
 	r.ignoreUnread()
-	r.report(l)
 	if r.err == nil {
 		l.handOver(r)
+	} else {
+		r.report(l)
 	}
 	rest, isWord := l.rest, l.isWord && r.termed
 	l.rest = nil
@@ -505,8 +511,7 @@ func (l *loop) beginStop(quick bool) {
 func (l *loop) handOver(r *restart) {
 	s := r.successor
 	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
-	l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", s.Pid, since(s.Started), pid(), l.left())
-	l.waits = false
+	l.waits, l.handed = false, r
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
 	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.left())))
@@ -516,6 +521,17 @@ func (l *loop) handOver(r *restart) {
 	l.drainTo(s, false)
 	if r.early != nil {
 		l.passRestart()
+	}
+}
+
+// handedOver tells of a restart when this process accepts no more: whoever hears of it
+// finds the successor behind the address.
+func (l *loop) handedOver() {
+	l.paused = nil
+	if r := l.handed; r != nil {
+		l.handed = nil
+		l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", r.pid, r.took.Round(time.Millisecond), pid(), l.left())
+		r.report(l)
 	}
 }
 
@@ -571,6 +587,7 @@ func (l *loop) mustOutlive() bool {
 // afterDrain is called when this process is drained.
 func (l *loop) afterDrain() {
 	l.drained, l.took = nil, since(l.begun)
+	l.handedOver()
 	l.cancel()
 	s := l.successor
 	if s == nil {
@@ -633,6 +650,7 @@ func (l *loop) takeBack() {
 	if l.drained != nil {
 		<-l.drained
 		l.drained = nil
+		l.handedOver()
 	}
 	l.drainErr = nil
 	s.Release()

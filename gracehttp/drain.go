@@ -192,6 +192,7 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 	if !pause() {
 		s.closeSocket()
 	}
+	how.Paused()
 	moves := !last && !s.tls && how.To.Moves()
 	d.newPace(moves && s.plain)
 	if moves {

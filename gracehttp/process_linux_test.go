@@ -135,8 +135,8 @@ func TestSuccessorThatIsReadyAsTheTimeoutEnds(t *testing.T) {
 			second, thaw := s.first.FreezeInRestart(faults)
 			time.Sleep(timeout) // it was started before
 			thaw()
-			s.Line(fmt.Sprintf("^drain-hook pid=%d", s.first.Pid))
-			s.hijack() // keeps it
+			s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", s.first.Pid)) // it accepts no more
+			s.hijack()                                                        // keeps it
 			third := s.restart(second)
 			second.Signal(syscall.SIGKILL)
 			second.Wait()

@@ -130,7 +130,7 @@ func (s *site) restart(p *driver.Process) *driver.Process {
 	mark, ready := s.Mark(), s.Count("^ready ")
 	p.Signal(syscall.SIGUSR2)
 	next := s.Ready(ready + 1)
-	s.Line(fmt.Sprintf("^drain-hook pid=%d", p.Pid), mark)
+	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", p.Pid), mark) // it accepts no more
 	return next
 }
 

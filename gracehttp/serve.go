@@ -258,8 +258,8 @@ func ServeContext(ctx context.Context, servers []*http.Server, options ...Option
 }
 
 // Restart restarts what Serve serves, as SIGUSR2 does, and waits for the
-// outcome: the process id of the successor, which is ready; or why there is none,
-// such as grace.ErrUnderWay, as grace.Process.Restart returns it. The request in whose
+// outcome: the process id of the successor, which is ready and alone accepts now; or why
+// there is none, such as grace.ErrUnderWay, as grace.Process.Restart returns it. The request in whose
 // handler it is called is answered by this process.
 func Restart() (pid int, err error) {
 	a := current.Load()

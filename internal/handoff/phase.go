@@ -32,11 +32,18 @@ func (g *Generation) Phase() Phase { return Phase(g.phase.Load()) }
 // SetPhase is for the owner of restarts.
 func (g *Generation) SetPhase(p Phase) { g.phase.Store(int32(p)) }
 
-// A Drain is how a drain is to be: to a successor, or nobody at a stop; Quick, if nobody
-// idle is to be waited for.
+// A Drain is how a drain is to be.
 type Drain struct {
-	To    *Successor
-	Quick bool
+	To      *Successor // nil at a stop
+	Quick   bool       // nobody idle is to be waited for
+	OnPause func()     // called once, when nothing is accepted any more; or nil
+}
+
+// Paused says that nothing is accepted any more.
+func (d Drain) Paused() {
+	if d.OnPause != nil {
+		d.OnPause()
+	}
 }
 
 // Restarted is the outcome of a restart.
