@@ -1,7 +1,6 @@
 package grace
 
 import (
-	"os"
 	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
@@ -48,11 +47,11 @@ func (p *Process) report(l *loop, pid int, took time.Duration, err error) {
 }
 
 // awaitHooks waits until the hooks that were called have returned, but no longer than
-// until the deadline, if there is one.
-func (l *loop) awaitHooks(deadline time.Time) {
+// until the drain's deadline, if there is one.
+func (l *loop) awaitHooks() {
 	var late <-chan time.Time
-	if !deadline.IsZero() {
-		timer := time.NewTimer(time.Until(deadline))
+	if !l.deadline.IsZero() {
+		timer := time.NewTimer(time.Until(l.deadline))
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -65,24 +64,7 @@ func (l *loop) awaitHooks(deadline time.Time) {
 				return
 			case r := <-l.requests: // a hook may ask
 				l.request(r)
-			case sig := <-l.signals:
-				l.lateSignal(sig)
 			}
 		}
-	}
-}
-
-// lateSignal acts on SIGTERM or SIGINT while hooks are waited for.
-func (l *loop) lateSignal(sig os.Signal) {
-	first := l.asked
-	if first.IsZero() {
-		first = l.late
-	}
-	switch {
-	case first.IsZero():
-		l.late = time.Now()
-		l.p.logf("%v: pid %d is ending already", sig, pid())
-	case time.Since(first) >= sameSignal:
-		l.endNow(sig)
 	}
 }

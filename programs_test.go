@@ -230,6 +230,26 @@ func TestRestartsInASandbox(t *testing.T) {
 	}
 }
 
+// Whoever insists on a stop is heard, even while a successor that was given up cannot be
+// ended.
+func TestSecondStopIsHeardWhateverBecomesOfASuccessor(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
+		t.Skip("no sandbox here")
+	}
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-unkillable", "-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Set(t, "hang")
+	first.Signal(syscall.SIGUSR2)
+	successor := s.Started(2)
+	s.Line("^hanging")
+	first.Insist(syscall.SIGTERM)
+	s.Line("terminated again: ending now")
+	successor.Signal(syscall.SIGKILL)
+	s.WaitEnd()
+}
+
 // Programs that had copied it from gracehttp tell their parent themselves, and drain for
 // as long as they like.
 func TestProgramThatSignalsItsParentDecidesByItself(t *testing.T) {

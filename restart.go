@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 	"time"
 
@@ -42,15 +41,17 @@ func (p *Process) Restart(listeners []Listener) (err error) {
 		r.report(nil)
 		return err
 	}
-	if err := alone.begin(r); err != nil {
-		return err
+	select {
+	case alone <- r:
+	default:
+		return fmt.Errorf("grace: %w", handoff.ErrUnderWay)
 	}
-	if g.Owned() && !alone.taken(r) {
+	if g.Owned() && takeAlone() != nil {
 		return p.Restart(listeners) // Wait has begun just now
 	}
 	r.run()
-	if alone.taken(r) {
-		return r.err // Wait was called meanwhile
+	if takeAlone() == nil {
+		return r.err // Wait was called meanwhile, and owns it
 	}
 	r.report(nil)
 	handoff.FlushLog(logTimeout)
@@ -292,43 +293,16 @@ func (r *restart) report(l *loop) {
 	r.p.report(l, r.pid, r.took, r.err)
 }
 
-// alone is the restart that runs without Wait.
-var alone lonely
+// alone holds the restart that runs without Wait, until it is over, or Wait takes it.
+var alone = make(chan *restart, 1)
 
-type lonely struct {
-	mu sync.Mutex
-	r  *restart
-}
-
-// begin makes a restart the one that runs.
-func (a *lonely) begin(r *restart) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.r != nil {
-		return fmt.Errorf("grace: %w", handoff.ErrUnderWay)
+func takeAlone() *restart {
+	select {
+	case r := <-alone:
+		return r
+	default:
+		return nil
 	}
-	a.r = r
-	return nil
-}
-
-// take returns the restart, which is the caller's now, or nil.
-func (a *lonely) take() *restart {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	r := a.r
-	a.r = nil
-	return r
-}
-
-// taken reports whether somebody has taken it; if not, nobody will.
-func (a *lonely) taken(r *restart) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	taken := a.r != r
-	if !taken {
-		a.r = nil
-	}
-	return taken
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"testing"
+	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
 )
@@ -45,23 +46,27 @@ func TestOneRestartAtATime(t *testing.T) {
 	}
 }
 
-// Restart may be called before Wait, which then owns it.
+// Restart may be called before Wait, which then owns it, and tells of its outcome.
 func TestRestartThatRunsIsHandedToWaitOnce(t *testing.T) {
-	var a lonely
-	r := &restart{}
-	if err := a.begin(r); err != nil {
-		t.Fatal(err)
+	failure := errors.New("the hook has failed")
+	began, goOn := make(chan bool), make(chan bool)
+	p := &Process{
+		PreStart:  func() error { began <- true; <-goOn; return failure },
+		OnRestart: func(int, time.Duration, error) { t.Error("OnRestart was called") },
+		Logger:    log.New(io.Discard, "", 0),
 	}
-	if err := a.begin(&restart{}); !errors.Is(err, ErrUnderWay) {
-		t.Errorf("another begins: %v, want %v", err, ErrUnderWay)
+	returned := make(chan error)
+	go func() { returned <- p.Restart(nil) }()
+	<-began
+	r := takeAlone() // as Wait does
+	if r == nil || takeAlone() != nil {
+		t.Fatalf("%v is handed over, want the restart, once", r)
 	}
-	if a.take() != r || a.take() != nil {
-		t.Error("it is handed over once")
+	goOn <- true
+	if err := <-returned; !errors.Is(err, failure) {
+		t.Errorf("Restart: %v, want %v", err, failure)
 	}
-	if !a.taken(r) {
-		t.Error("its caller takes itself for the owner too")
-	}
-	if err := a.begin(r); err != nil || a.taken(r) || a.take() != nil {
-		t.Errorf("begin %v; once its caller has it, nobody else may", err)
+	if <-r.done; !errors.Is(r.err, failure) {
+		t.Errorf("its outcome: %v, want %v", r.err, failure)
 	}
 }

@@ -460,6 +460,26 @@ func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	s.WaitEnd()
 }
 
+// One that takes over again, since the successor has not heard of it, does so for nobody.
+func TestGenerationThatServesAgainStopsIfItsSupervisorWasKilled(t *testing.T) {
+	t.Parallel()
+	s, supervisor, first := supervised(t)
+	busy := sleeper(t, s, first.Addrs[0], 2*time.Second)
+	supervisor.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", first.Pid))
+	second.Freeze()
+	supervisor.Signal(syscall.SIGKILL)
+	supervisor.Wait()
+	second.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf("serving again with pid %d", first.Pid))
+	s.Line(fmt.Sprintf("the supervisor has ended: stopping pid %d", first.Pid))
+	if pid := <-busy; pid != first.Pid {
+		t.Errorf("pid %d answers, want %d", pid, first.Pid)
+	}
+	s.WaitEnd()
+}
+
 func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
 	for name, restarted := range map[string]bool{"first": false, "successor": true} {

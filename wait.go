@@ -101,8 +101,7 @@ type loop struct {
 	gone      bool               // it has ended
 	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
 	asked     time.Time          // to stop, or zero
-	late      time.Time          // the same, when all but the hooks was over
-	rest      func()             // what remains to be done when the restart is over, or nil
+	next      *stop              // when the restart is over, or nil
 	isWord    bool               // it came as a signal that may be the word of the successor
 	begun     time.Time          // the drain
 	paused    <-chan struct{}    // closed when it accepts no more; nil when that was seen
@@ -136,7 +135,7 @@ func (l *loop) run() error {
 	l.g.Predecessor.Waiting()
 	l.g.SetPhase(handoff.Opening)
 	if err := l.serve(); err != nil || l.over {
-		signal.Stop(l.signals)
+		l.guard().rest(err == nil)
 		l.g.Disown()
 		handoff.FlushLog(logTimeout)
 		return err
@@ -144,7 +143,7 @@ func (l *loop) run() error {
 	l.tellServing()
 	l.setState(serving)
 	l.hook("OnReady", l.p.OnReady)
-	if l.restart = alone.take(); l.restart != nil {
+	if l.restart = takeAlone(); l.restart != nil {
 		l.setState(starting)
 	}
 	l.ticker = time.NewTicker(systemd.ExtendEvery)
@@ -155,7 +154,7 @@ func (l *loop) run() error {
 		defer t.Stop()
 		watchdog = t.C
 	}
-	unsupervised, stopped, cancelled := l.g.Manager.Unsupervised(), l.g.Predecessor.Stop(), l.ctx.Done()
+	supervisorGone, stopped, cancelled := l.g.Manager.Unsupervised(), l.g.Predecessor.Stop(), l.ctx.Done()
 	predecessorGone := l.g.Predecessor.Gone()
 
 	for !l.over {
@@ -186,20 +185,20 @@ func (l *loop) run() error {
 			l.timeIsUp()
 
 		case err := <-l.failed:
-			l.serverFailed(err)
+			l.stop(stop{err: err})
 
 		case <-stopped:
 			stopped = nil
-			l.serviceStops("the service is to stop")
+			l.stop(stop{reason: "the service is to stop", service: true})
 
 		case <-cancelled:
 			cancelled = nil
-			l.stopAsked(context.Cause(l.ctx).Error(), false)
+			l.stop(stop{reason: context.Cause(l.ctx).Error()})
 
-		case <-unsupervised:
-			unsupervised = nil
+		case <-supervisorGone:
+			supervisorGone = nil
 			if l.state < draining { // the successor hears of it too
-				l.serviceStops("the supervisor has ended")
+				l.stop(unsupervised)
 			}
 
 		case s := <-l.g.Predecessor.Statuses():
@@ -362,26 +361,36 @@ func (l *loop) restarted() {
 	} else {
 		r.report(l)
 	}
-	rest, isWord := l.rest, l.isWord && r.termed
-	l.rest = nil
-	if rest != nil && !isWord {
-		rest()
+	next := l.next
+	l.next = nil
+	switch {
+	case next == nil:
+	case l.isWord && r.termed:
+		l.asked = time.Time{}
+	default:
+		l.stop(*next)
 	}
 }
 
-// stopSignal acts on SIGTERM or SIGINT.
+// A stop is why this process is to stop.
+type stop struct {
+	reason  string
+	signal  os.Signal // by which it came, or nil
+	service bool      // the successor is to stop, too
+	err     error     // of a server that cannot go on, or nil
+}
+
+var unsupervised = stop{reason: "the supervisor has ended", service: true}
+
+// stopSignal acts on SIGTERM or SIGINT. One that comes soon after another is that one,
+// sent again.
 func (l *loop) stopSignal(sig os.Signal) {
-	if l.isSame() {
-		return
-	}
-	if !l.asked.IsZero() && !(l.state == lameDuck && sig == os.Interrupt) {
+	switch {
+	case l.asked.IsZero(), l.state == lameDuck && sig == os.Interrupt:
+		l.stop(stop{reason: sig.String(), signal: sig})
+	case time.Since(l.asked) >= sameSignal:
 		l.endNow(sig)
 	}
-	if l.state == starting {
-		l.stopRestart(sig, func() { l.stopSignal(sig) })
-		return
-	}
-	l.stopAsked(sig.String(), sig == os.Interrupt)
 }
 
 // endNow ends the process by a signal that was insisted on.
@@ -392,98 +401,81 @@ func (l *loop) endNow(sig os.Signal) {
 	die(sig)
 }
 
-// stopAsked stops this process.
-func (l *loop) stopAsked(reason string, quick bool) {
-	switch l.state {
-	case serving:
-		l.p.logf("%s: stopping pid %d", reason, pid())
-		l.stop(quick)
-	case starting:
-		l.stopRestart(nil, func() { l.stopAsked(reason, quick) })
-	case lameDuck:
-		if quick {
-			l.p.logf("%s: stopping pid %d", reason, pid())
-			l.asked = time.Now()
-			l.beginStop(true)
-		}
-	case draining, standby:
-		// The successor does not hear of it, unless the service is meant.
-		l.p.logf("%s: pid %d is ending already; left: %s", reason, pid(), l.left())
-		l.stopAfterHandOver()
-	case stopping: // a server has failed
+// stop stops this process.
+func (l *loop) stop(s stop) {
+	if s.err == nil {
 		l.asked = time.Now()
 	}
-}
-
-// isSame reports whether a signal to stop is the one that came before, sent again.
-func (l *loop) isSame() bool { return !l.asked.IsZero() && time.Since(l.asked) < sameSignal }
-
-// serviceStops stops this process, and a successor.
-func (l *loop) serviceStops(reason string) {
 	switch l.state {
 	case starting:
-		l.stopRestart(nil, func() { l.serviceStops(reason) })
-	case draining, standby:
-		l.successor.Stop()
-		l.stopAfterHandOver()
+		l.stopRestart(s)
 	case serving:
-		l.stopAsked(reason, false)
+		l.stopAlone(s)
+	case lameDuck:
+		if s.signal == os.Interrupt || s.err != nil {
+			l.stopAlone(s)
+		}
+	case draining, standby:
+		if s.err == nil {
+			l.stopAfterHandOver(s)
+		}
 	}
 }
 
-// stopRestart gives the restart up that is under way, and does the rest when it is over.
+// stopRestart gives the restart up that is under way, and stops when it is over.
 // A signal may be the word of a successor built on facebookgo/grace instead.
-func (l *loop) stopRestart(sig os.Signal, rest func()) {
-	if sig == syscall.SIGTERM {
+func (l *loop) stopRestart(s stop) {
+	if s.signal == syscall.SIGTERM {
 		select {
-		case l.restart.signals <- sig:
-			if l.rest == nil {
-				l.rest, l.isWord = rest, true
+		case l.restart.signals <- s.signal:
+			if l.next == nil {
+				l.next, l.isWord = &s, true
 			}
 			return
 		default:
 		}
 	}
-	l.rest, l.isWord = rest, false
+	l.next, l.isWord = &s, false
 	if !isClosed(l.restart.giveUp) {
 		close(l.restart.giveUp)
 	}
 }
 
-// stopAfterHandOver is for a process that has a successor, and is told to stop.
-func (l *loop) stopAfterHandOver() {
-	l.asked = time.Now()
+// stopAfterHandOver stops a process whose successor serves, and does not hear of it,
+// unless the service is meant.
+func (l *loop) stopAfterHandOver(s stop) {
+	if s.service {
+		l.successor.Stop()
+	} else {
+		l.p.logf("%s: pid %d is ending already; left: %s", s.reason, pid(), l.left())
+	}
 	if l.lingers { // for the service manager this is the main process, still
 		l.main, l.lingers, l.timer = true, false, nil
 	}
 	if l.mustOutlive() {
-		l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
+		l.tellStopping()
 		l.successor.Stop()
 		return
 	}
 	l.over = l.drained == nil
 }
 
-// serverFailed stops because a server cannot go on.
-func (l *loop) serverFailed(err error) {
-	switch l.state {
-	case draining, standby, stopping: // it is to end
-	case starting:
-		l.stopRestart(nil, func() { l.serverFailed(err) })
-	default:
-		l.p.logf("stopping pid %d: %v", pid(), err)
-		l.err = errors.Join(l.err, err)
-		l.g.Stopping()
+// stopAlone stops a process that has no successor, after the time of a lame duck, if
+// there is no hurry.
+func (l *loop) stopAlone(s stop) {
+	l.g.Stopping()
+	if s.err != nil {
+		l.p.logf("stopping pid %d: %v", pid(), s.err)
+		l.err = errors.Join(l.err, s.err)
 		l.g.LeavePaths() // a predecessor that still drains takes over again
 		l.drainTo(nil, true)
+		return
 	}
-}
-
-// stop stops this process, after the time of a lame duck, if it is not in a hurry.
-func (l *loop) stop(quick bool) {
-	l.asked = time.Now()
-	l.g.Stopping()
-	l.g.Predecessor.StepDown(true)
+	l.p.logf("%s: stopping pid %d", s.reason, pid())
+	quick := s.signal == os.Interrupt
+	if l.state == serving {
+		l.g.Predecessor.StepDown(true)
+	}
 	if l.p.LameDuck <= 0 || quick {
 		l.beginStop(quick)
 		return
@@ -500,10 +492,14 @@ func (l *loop) stop(quick bool) {
 	}
 }
 
+func (l *loop) tellStopping() {
+	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
+}
+
 // beginStop begins the drain of a stop. No successor takes over.
 func (l *loop) beginStop(quick bool) {
 	l.timer = nil
-	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
+	l.tellStopping()
 	l.drainTo(nil, quick)
 }
 
@@ -677,6 +673,9 @@ func (l *loop) takeBack() {
 	l.g.Manager.Tell(mainPID(pid()))
 	l.setState(serving)
 	l.report(s, err)
+	if isClosed(l.g.Manager.Unsupervised()) { // during the drain
+		l.stop(unsupervised)
+	}
 }
 
 // report tells of a successor that has failed after it was ready.
@@ -691,7 +690,8 @@ func (l *loop) end() error {
 	if l.drainErr != nil {
 		l.err = errors.Join(l.err, l.drainErr)
 	}
-	l.awaitHooks(l.deadline)
+	guard := l.guard()
+	l.awaitHooks()
 	if !l.begun.IsZero() && !l.lingers {
 		l.took = since(l.begun)
 	}
@@ -719,31 +719,29 @@ func (l *loop) end() error {
 	l.closeAll(l.err != nil)
 	l.logEnd()
 	if s != nil && !l.gone {
-		l.passOnLate(wasMain)
+		if l.restartCame() {
+			s.Signal(restartSignal)
+		}
+		if guard.hasSeen() && wasMain && l.p.namesMain() && l.asked.IsZero() {
+			s.Stop()
+			s.Flush(endTimeout)
+		}
 		s.Release()
 	}
+	guard.rest(!l.asked.IsZero() || s != nil || l.ctx.Err() != nil)
 	l.g.Disown()
-	l.guard()
 	handoff.FlushLog(logTimeout)
 	return l.err
 }
 
-// passOnLate passes on what somebody has sent who had just read our number.
-func (l *loop) passOnLate(wasMain bool) {
+// restartCame reports whether somebody has sent a restart signal who had just read our
+// number.
+func (l *loop) restartCame() bool {
 	select {
 	case <-l.p.usr2:
 		l.p.logf("restart signal passed on: pid %d has handed over to pid %d", pid(), l.successor.Pid)
-		l.successor.Signal(restartSignal)
+		return true
 	default:
-	}
-	stop := !l.late.IsZero()
-	select {
-	case <-l.signals:
-		stop = true
-	default:
-	}
-	if stop && l.p.namesMain() && wasMain && l.asked.IsZero() {
-		l.successor.Stop()
-		l.successor.Flush(endTimeout)
+		return false
 	}
 }

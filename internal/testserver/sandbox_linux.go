@@ -8,18 +8,22 @@ import (
 	"unsafe"
 )
 
-var sandbox = flag.Bool("sandbox", false, "Refuse waitid, pidfds and CLONE_PARENT to this process.")
+var (
+	sandbox    = flag.Bool("sandbox", false, "Refuse waitid, pidfds and CLONE_PARENT to this process.")
+	unkillable = flag.Bool("unkillable", false, "Refuse to kill any process.")
+)
 
 // enterSandbox installs a filter, see seccomp(2), for all threads, as a container's or
 // systemd's SystemCallFilter= may be.
 func enterSandbox() {
-	if !*sandbox {
+	if !*sandbox && !*unkillable {
 		return
 	}
 	const (
 		load, jumpIfEqual, jumpIfSet, answer = 0x20, 0x15, 0x45, 0x06
 		allow, eperm                         = 0x7fff0000, 0x50000 | uint32(syscall.EPERM)
-		number, argument                     = 0, 16 // in struct seccomp_data; the low half, on machines of ours
+		// In struct seccomp_data; the low halves, on machines of ours.
+		number, argument, second = 0, 16, 24
 
 		setNoNewPrivs         = 38
 		setModeFilter, forAll = 1, 1 // SECCOMP_FILTER_FLAG_TSYNC
@@ -40,6 +44,17 @@ func enterSandbox() {
 		{jumpIfSet, 0, 1, syscall.CLONE_PARENT},
 		{answer, 0, 0, eperm},
 		{answer, 0, 0, allow},
+	}
+	if *unkillable {
+		filter = []instruction{
+			{load, 0, 0, number},
+			{jumpIfEqual, 1, 0, syscall.SYS_KILL},
+			{jumpIfEqual, 0, 3, pidfdSend},
+			{load, 0, 0, second},
+			{jumpIfEqual, 0, 1, uint32(syscall.SIGKILL)},
+			{answer, 0, 0, eperm},
+			{answer, 0, 0, allow},
+		}
 	}
 	seccomp := map[string]uintptr{"amd64": 317, "arm64": 277}[runtime.GOARCH]
 	if seccomp == 0 {
