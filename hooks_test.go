@@ -7,6 +7,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"strings"
 	"syscall"
@@ -106,6 +108,27 @@ func TestCleanUpIsNotEndedByTheNextSignal(t *testing.T) {
 		faults.Clear(t, "clean-up")
 		p.WaitExit(0)
 		faults.Set(t, "clean-up")
+	}
+}
+
+// OnReady may be what a program does as long as it serves.
+func TestNobodyWaitsForOnReady(t *testing.T) {
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	ctx, stop := context.WithCancel(context.Background())
+	p := grace.Process{
+		OnReady: func() { stop(); <-release },
+		Logger:  log.New(io.Discard, "", 0),
+	}
+	returned := make(chan error, 1)
+	go func() { returned <- p.WaitContext(ctx, nil) }()
+	select {
+	case err := <-returned:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(driver.Patience):
+		t.Fatal("Wait waits for OnReady")
 	}
 }
 

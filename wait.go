@@ -142,7 +142,9 @@ func (l *loop) run() error {
 	}
 	l.tellServing()
 	l.setState(serving)
-	l.hook("OnReady", l.p.OnReady)
+	if l.p.OnReady != nil {
+		l.p.call("OnReady", func() error { l.p.OnReady(); return nil })
+	}
 	if l.restart = takeAlone(); l.restart != nil {
 		l.setState(starting)
 	}
