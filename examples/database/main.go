@@ -29,8 +29,8 @@ func main() {
 		defer close(opened)
 		err := grace.WaitParent(context.Background())
 		if err == nil {
-			// The predecessor closes it after its drain.
-			db, err = bbolt.Open(*path, 0o600, &bbolt.Options{Timeout: time.Second})
+			// The predecessor closes it after its drain: this waits for its lock.
+			db, err = bbolt.Open(*path, 0o600, nil)
 		}
 		if err != nil {
 			log.Fatal(err)
