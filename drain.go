@@ -118,7 +118,7 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 		wg.Wait()
 		err := errors.Join(errs...)
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = &timeoutError{timeout, left(l.listeners, &l.p.moved), err}
+			err = &timeoutError{timeout, remaining(l.listeners, &l.p.moved), err}
 		}
 		drained <- err
 	}()
@@ -133,13 +133,13 @@ func waitFor(ctx context.Context, done <-chan struct{}) {
 
 // A timeoutError says what is left when TermTimeout is over.
 type timeoutError struct {
-	timeout time.Duration
-	left    string
-	err     error // a context.DeadlineExceeded, and what else went wrong
+	timeout   time.Duration
+	remaining string
+	err       error // a context.DeadlineExceeded, and what else went wrong
 }
 
 func (e *timeoutError) Error() string {
-	text := fmt.Sprintf("grace: not drained within %v, left: %s", e.timeout, e.left)
+	text := fmt.Sprintf("grace: not drained within %v, left: %s", e.timeout, e.remaining)
 	var others []string
 	if joined, ok := e.err.(interface{ Unwrap() []error }); ok {
 		for _, err := range joined.Unwrap() {
@@ -174,12 +174,12 @@ func (l *loop) refuse() { l.closeAll(true) }
 
 // closeAll ends the Accept calls of what was only paused. If connections are
 // left, Close goes on waiting for them, but we do not.
-func (l *loop) closeAll(left bool) {
+func (l *loop) closeAll(open bool) {
 	for _, ln := range l.listeners {
 		if _, ok := ln.(drainer); !ok {
 			continue
 		}
-		if left {
+		if open {
 			go ln.Close()
 		} else {
 			ln.Close()
@@ -202,10 +202,10 @@ func (l *loop) resume() (lost int, accepting bool) {
 	return lost, accepting || len(l.listeners) == 0
 }
 
-// left says in words what is still open.
-func (l *loop) left() string { return left(l.listeners, &l.p.moved) }
+// remaining says in words what is still open.
+func (l *loop) remaining() string { return remaining(l.listeners, &l.p.moved) }
 
-func left(listeners []Listener, moved *movedConns) string {
+func remaining(listeners []Listener, moved *movedConns) string {
 	count, others := count(listeners, moved)
 	var parts []string
 	if count.Open > 0 {
@@ -286,15 +286,15 @@ func (l *loop) tick() {
 		return
 	}
 	took := time.Since(l.begun)
-	left := l.left()
+	remaining := l.remaining()
 	if !isClosed(l.g.Predecessor.Drained()) {
-		left += fmt.Sprintf("; predecessor pid %d is still draining", l.g.PredecessorPid())
+		remaining += fmt.Sprintf("; predecessor pid %d is still draining", l.g.PredecessorPid())
 	}
 	if took >= l.progress.due() {
 		for took >= l.progress.due() {
 			l.progress.lines++
 		}
-		l.p.logf("draining pid %d: %s", pid(), left)
+		l.p.logf("draining pid %d: %s", pid(), remaining)
 	}
 	stop := l.successor == nil || !l.asked.IsZero() && l.mustOutlive()
 	if stop {
@@ -304,10 +304,10 @@ func (l *loop) tick() {
 		return
 	}
 	l.progress.statuses++
-	text := fmt.Sprintf("pid %d drains %s", pid(), left)
+	text := fmt.Sprintf("pid %d drains %s", pid(), remaining)
 	switch {
 	case stop:
-		l.tell("STATUS=" + systemd.Escape("Stopping: "+left))
+		l.tell("STATUS=" + systemd.Escape("Stopping: "+remaining))
 	case l.main:
 		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; %s", l.successor.Pid, text)))
 	}

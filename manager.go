@@ -52,7 +52,7 @@ func (l *loop) becomeMain(also string) {
 	first := !l.main
 	l.main = true
 	if l.waits {
-		l.part()
+		l.finish()
 	}
 	if l.state >= draining || l.state == lameDuck {
 		return // our own successor serves, or we stop

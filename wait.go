@@ -397,7 +397,7 @@ func (l *loop) stopSignal(sig os.Signal) {
 
 // endNow ends the process by a signal that was insisted on.
 func (l *loop) endNow(sig os.Signal) {
-	l.p.logf("%v again: ending now; left: %s", sig, l.left())
+	l.p.logf("%v again: ending now; left: %s", sig, l.remaining())
 	l.p.removePIDFile()
 	handoff.FlushLog(logTimeout)
 	die(sig)
@@ -449,7 +449,7 @@ func (l *loop) stopAfterHandOver(s stop) {
 	if s.service {
 		l.successor.Stop()
 	} else {
-		l.p.logf("%s: pid %d is ending already; left: %s", s.reason, pid(), l.left())
+		l.p.logf("%s: pid %d is ending already; left: %s", s.reason, pid(), l.remaining())
 	}
 	if l.lingers { // for the service manager this is the main process, still
 		l.main, l.lingers, l.timer = true, false, nil
@@ -495,7 +495,7 @@ func (l *loop) stopAlone(s stop) {
 }
 
 func (l *loop) tellStopping() {
-	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.left()) + "\n" + systemd.ExtendTimeout)
+	l.g.Manager.Tell("STOPPING=1\nSTATUS=" + systemd.Escape("Stopping: "+l.remaining()) + "\n" + systemd.ExtendTimeout)
 }
 
 // beginStop begins the drain of a stop. No successor takes over.
@@ -512,7 +512,7 @@ func (l *loop) handOver(r *restart) {
 	l.waits, l.handed = false, r
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
-	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.left())))
+	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.remaining())))
 	if l.g.Manager.Supervised() {
 		l.nameMain()
 	}
@@ -528,7 +528,7 @@ func (l *loop) handedOver() {
 	l.paused = nil
 	if r := l.handed; r != nil {
 		l.handed = nil
-		l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", r.pid, r.took.Round(time.Millisecond), pid(), l.left())
+		l.p.logf("restart: pid %d is ready after %v; pid %d drains %s", r.pid, r.took.Round(time.Millisecond), pid(), l.remaining())
 		r.report(l)
 	}
 }
@@ -545,7 +545,7 @@ func (l *loop) successorSays(e handoff.Event) {
 		l.stepped = true
 		l.nameMain() // it needs that to name its own successor
 		if l.state == standby {
-			l.part() // we shall not take over again
+			l.finish() // we shall not take over again
 		}
 	case handoff.Stops:
 		l.stepped = true
@@ -553,7 +553,7 @@ func (l *loop) successorSays(e handoff.Event) {
 		if l.mustOutlive() {
 			s.Stop() // so that it does not wait for our end
 		} else if l.state == standby {
-			l.part()
+			l.finish()
 		}
 	case handoff.Ended:
 		l.gone, l.silent = true, time.Time{}
@@ -600,7 +600,7 @@ func (l *loop) afterDrain() {
 		l.over = true
 	case s.HasEnded(): // that is the next thing to be seen
 	case l.p.Standby <= 0, l.drainErr != nil, l.stepped:
-		l.part()
+		l.finish()
 	default:
 		l.p.logf("pid %d is drained and stands by for %v", pid(), l.p.Standby)
 		l.setState(standby)
@@ -618,15 +618,15 @@ func (l *loop) timeIsUp() {
 		if l.lingers || l.waits {
 			l.over = true
 		} else if !l.mustOutlive() {
-			l.part()
+			l.finish()
 		}
 	}
 }
 
-// part ends this process, whose successor serves. If we are the main process, we name that
+// finish ends this process, whose successor serves. If we are the main process, we name that
 // one, and stay for what is already on its way to us. If we are not yet, our predecessor
 // names us when it hears of our successor: nobody else can name that one.
-func (l *loop) part() {
+func (l *loop) finish() {
 	switch {
 	case l.lingers, !l.p.namesMain(), !l.main && isClosed(l.g.Predecessor.Gone()):
 		l.over = true
