@@ -66,6 +66,7 @@ type chaos struct {
 	server  serverConfig
 	target  *target     // replaced when all processes have ended
 	ending  *generation // was stopped and has not ended yet
+	said    int         // how long the log was when the round began
 	overlap bool        // the last restart was not waited for
 	ledger  ledger
 
@@ -233,6 +234,7 @@ func (c *chaos) round(ctx context.Context) error {
 		return err
 	}
 	c.ledger.begin()
+	c.said = len(c.target.logText())
 	if err := old.process.Signal(c.cfg.signal); errors.Is(err, os.ErrProcessDone) {
 		return nil // it has just handed over, in the restart before
 	} else if err != nil {
@@ -304,7 +306,7 @@ func (c *chaos) settle(ctx context.Context, mustGo *generation) (*generation, er
 			if one++; one < 3 {
 				break
 			}
-			if g, err := c.probe(); err == nil && g.pid == alive[0] && g != mustGo {
+			if g, err := c.probe(); err == nil && g.pid == alive[0] && (g != mustGo || c.ignored()) {
 				c.ending = nil
 				return g, nil
 			}
@@ -315,6 +317,12 @@ func (c *chaos) settle(ctx context.Context, mustGo *generation) (*generation, er
 			return nil, fmt.Errorf("after %v there are processes %v and zombies %v", startTimeout, alive, zombies)
 		}
 	}
+}
+
+// ignored reports whether the server has said that another restart was under way: one that has failed, and whose end it
+// had not seen yet.
+func (c *chaos) ignored() bool {
+	return strings.Contains(c.target.logText()[c.said:], "restart signal ignored: a restart is already under way")
 }
 
 // probe asks who serves.

@@ -567,16 +567,18 @@ func (t *target) alive() []*generation {
 	return alive
 }
 
-// logTail returns the last lines of the server's log.
-func (t *target) logTail() string {
+// logText returns the server's log.
+func (t *target) logText() string {
 	if t.log == nil {
 		return ""
 	}
-	log, err := os.ReadFile(t.log.Name())
-	if err != nil {
-		return ""
-	}
-	lines := strings.Split(strings.TrimSpace(string(log)), "\n")
+	log, _ := os.ReadFile(t.log.Name())
+	return string(log)
+}
+
+// logTail returns the last lines of the server's log.
+func (t *target) logTail() string {
+	lines := strings.Split(strings.TrimSpace(t.logText()), "\n")
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
