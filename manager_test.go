@@ -453,6 +453,41 @@ func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
 	}
 }
 
+// One that has nothing to drain waits to be named as the main process, so that it can
+// name its successor. If that fails meanwhile, it serves, and is the main process.
+func TestOneThatWaitsToBeTheMainProcessServesAgain(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	first := s.Ready(1)
+	c := dial(t, first.Addrs[0])
+	c.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	thaw := first.Freeze() // it is slow to hear of the third
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready`, third.Pid))
+	select {
+	case <-second.Exited():
+	case <-time.After(300 * time.Millisecond): // it is drained
+	}
+	third.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf(`serving again with pid %d`, second.Pid))
+	thaw()
+	m.next("MAINPID=" + strconv.Itoa(second.Pid))
+	c.Close()
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], second)
+	second.Signal(syscall.SIGUSR2)
+	fourth := s.Ready(4)
+	second.WaitExit(0)
+	if m.mainPID() != fourth.Pid {
+		t.Errorf("pid %d is the main process, pid %d serves", m.mainPID(), fourth.Pid)
+	}
+}
+
 func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 	t.Parallel()
 	for fault, why := range map[string]string{

@@ -654,7 +654,7 @@ func (l *loop) takeBack() {
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
-	l.successor = nil
+	l.successor, l.waits = nil, false
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
 	if !accepting {
