@@ -46,7 +46,7 @@ func (l *loop) tellServing() {
 
 // becomeMain is called when the service manager takes this process for the main one.
 func (l *loop) becomeMain(also string) {
-	if l.lingers {
+	if l.named {
 		return // we were, and have named another
 	}
 	first := !l.main
@@ -97,7 +97,7 @@ func (l *loop) nameMain() {
 	if !l.main || !l.g.Manager.Listens() {
 		return
 	}
-	l.main = false
+	l.main, l.named = false, true
 	if l.p.namesMain() {
 		l.p.replacePIDFile(l.successor.Pid) // systemd may read it, too
 	}

@@ -488,6 +488,38 @@ func TestOneThatWaitsToBeTheMainProcessServesAgain(t *testing.T) {
 	}
 }
 
+// One that has named its successor is not the main process any more, whatever becomes of
+// its own predecessor: what is to stop it is not meant for the service.
+func TestMainProcessThatHasNamedAnotherStaysSo(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	p := []*driver.Process{s.Ready(1)}
+	var held []*client
+	for n := range 3 {
+		held = append(held, dialServedBy(t, p[0].Addrs[0], p[n], p[:n]...))
+		p[n].Signal(syscall.SIGUSR2)
+		p = append(p, s.Ready(n+2))
+		s.Line(fmt.Sprintf(`restart: pid %d is ready`, p[n+1].Pid))
+	}
+	m.next("(?s)MAINPID=" + strconv.Itoa(p[2].Pid) + ".*")
+	held[0].Close()
+	p[0].WaitExit(0)
+	select {
+	case <-p[1].Exited():
+	case <-time.After(200 * time.Millisecond): // it has seen that
+	}
+	p[1].Signal(syscall.SIGTERM)
+	s.Line(fmt.Sprintf(`terminated: pid %d is ending already; left: 1 connection`, p[1].Pid))
+	held[1].Close()
+	p[1].WaitExit(0)
+	servedBy(t, p[0].Addrs[0], p[3])
+	held[2].servedBy(p[2])
+	if n := s.Count("the service is to stop"); n > 0 {
+		t.Error("the service was stopped")
+	}
+}
+
 func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 	t.Parallel()
 	for fault, why := range map[string]string{

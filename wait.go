@@ -96,6 +96,7 @@ type loop struct {
 
 	state     handoff.Phase
 	main      bool               // the service manager takes us for the main process
+	named     bool               // it did, and we have named the successor
 	restart   *restart           // while starting
 	successor *handoff.Successor // while draining, standby or stopping after that; else nil
 	gone      bool               // it has ended
@@ -509,7 +510,7 @@ func (l *loop) beginStop(quick bool) {
 func (l *loop) handOver(r *restart) {
 	s := r.successor
 	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
-	l.waits, l.handed = false, r
+	l.waits, l.named, l.handed = false, false, r
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
 	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.remaining())))
@@ -628,7 +629,7 @@ func (l *loop) timeIsUp() {
 // names us when it hears of our successor: nobody else can name that one.
 func (l *loop) finish() {
 	switch {
-	case l.lingers, !l.p.namesMain(), !l.main && isClosed(l.g.Predecessor.Gone()):
+	case l.lingers, !l.p.namesMain(), !l.main && (l.named || isClosed(l.g.Predecessor.Gone())):
 		l.over = true
 	case l.main:
 		l.nameMain()
@@ -654,7 +655,7 @@ func (l *loop) takeBack() {
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
-	l.successor, l.waits = nil, false
+	l.successor, l.waits, l.named = nil, false, false
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
 	if !accepting {
