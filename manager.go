@@ -51,8 +51,11 @@ func (l *loop) becomeMain(also string) {
 	}
 	first := !l.main
 	l.main = true
-	if l.waits {
+	switch {
+	case l.waits:
 		l.finish()
+	case l.third && !l.gone:
+		l.nameMain()
 	}
 	if l.state >= draining || l.state == lameDuck {
 		return // our own successor serves, or we stop

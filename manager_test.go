@@ -453,6 +453,40 @@ func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
 	}
 }
 
+// Nor does it matter how late one that is in between hears that it is the main process.
+func TestMainProcessIsHandedDownByOneThatIsNamedLate(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	first := s.Ready(1)
+	one := dial(t, first.Addrs[0])
+	one.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	two := dialServedBy(t, first.Addrs[0], second, first)
+	thaw := first.Freeze()
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready`, third.Pid))
+	third.Signal(syscall.SIGUSR2)
+	fourth := s.Ready(4)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready`, fourth.Pid))
+	select {
+	case <-third.Exited():
+	case <-time.After(300 * time.Millisecond): // the second has heard of the fourth
+	}
+	thaw()
+	<-third.Exited()
+	one.Close()
+	first.WaitExit(0)
+	two.Close()
+	second.WaitExit(0)
+	if m.mainPID() != fourth.Pid {
+		t.Errorf("pid %d is the main process, pid %d serves", m.mainPID(), fourth.Pid)
+	}
+}
+
 // One that has nothing to drain waits to be named as the main process, so that it can
 // name its successor. If that fails meanwhile, it serves, and is the main process.
 func TestOneThatWaitsToBeTheMainProcessServesAgain(t *testing.T) {

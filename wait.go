@@ -101,6 +101,7 @@ type loop struct {
 	successor *handoff.Successor // while draining, standby or stopping after that; else nil
 	gone      bool               // it has ended
 	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
+	third     bool               // it has a successor of its own, and is to be named to name that one
 	asked     time.Time          // to stop, or zero
 	next      *stop              // when the restart is over, or nil
 	isWord    bool               // it came as a signal that may be the word of the successor
@@ -510,7 +511,7 @@ func (l *loop) beginStop(quick bool) {
 func (l *loop) handOver(r *restart) {
 	s := r.successor
 	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
-	l.waits, l.named, l.handed = false, false, r
+	l.waits, l.named, l.third, l.handed = false, false, false, r
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
 	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.remaining())))
@@ -541,9 +542,9 @@ func (l *loop) successorSays(e handoff.Event) {
 	case handoff.Silent:
 		l.silent = time.Now() // it ends, most likely
 	case handoff.ServesAgain:
-		l.stepped = false
+		l.stepped, l.third = false, false
 	case handoff.HandsOver:
-		l.stepped = true
+		l.stepped, l.third = true, true
 		l.nameMain() // it needs that to name its own successor
 		if l.state == standby {
 			l.finish() // we shall not take over again
@@ -655,7 +656,7 @@ func (l *loop) takeBack() {
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
-	l.successor, l.waits, l.named = nil, false, false
+	l.successor, l.waits, l.named, l.third = nil, false, false, false
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
 	if !accepting {
