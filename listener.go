@@ -76,10 +76,10 @@ func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
 		err = l.open.Close()
 	}
 	how.Paused()
-	if err != nil {
-		return err
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // the program was faster
 	}
-	return l.open.Wait(ctx)
+	return errors.Join(err, l.open.Wait(ctx))
 }
 
 func (l *listener) Resume() bool { return l.open.Resume() }

@@ -65,3 +65,36 @@ func TestDrainDoesNotWaitForAnAcceptThatCannotBeCalledBack(t *testing.T) {
 		t.Error("it cannot be resumed")
 	}
 }
+
+// A badlyClosing listener fails to close.
+type badlyClosing struct{ *net.TCPListener }
+
+var errBadly = errors.New("closed badly")
+
+func (l *badlyClosing) Close() error { l.TCPListener.Close(); return errBadly }
+
+// No connection is dropped because its listener could not be closed.
+func TestDrainWaitsForConnectionsThoughCloseFails(t *testing.T) {
+	t.Parallel()
+	l := NewListener(&badlyClosing{listenTCP(t)})
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	drained := make(chan error, 1)
+	go func() { drained <- l.(drainer).Drain(context.Background(), handoff.Drain{}) }()
+	select {
+	case err := <-drained:
+		t.Fatalf("Drain returned %v with a connection open", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	c.Close()
+	if err := <-drained; !errors.Is(err, errBadly) {
+		t.Errorf("Drain: %v, want %v", err, errBadly)
+	}
+}
