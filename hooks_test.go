@@ -255,6 +255,34 @@ func TestConnectionsOfTheProgramMove(t *testing.T) {
 	third.WaitExit(0)
 }
 
+// A successor that does not answer holds nobody up for longer than Move says, however many
+// call it.
+func TestMoveToASuccessorThatHangs(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp("-hooks")...)
+	first := s.Ready(1)
+	clients := make([]*client, 6)
+	for i := range clients {
+		clients[i] = dial(t, first.Addrs[0])
+		clients[i].servedBy(first)
+	}
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("^on-drain")
+	thaw := second.Freeze()
+	start := time.Now()
+	for _, c := range clients {
+		fmt.Fprintf(c, "move name\n")
+	}
+	for _, c := range clients {
+		c.say("who", first, "no answer within")
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	thaw()
+}
+
 func TestOldVersionServesOnWhatItsSuccessorDoesNotTake(t *testing.T) {
 	t.Parallel()
 	link := driver.NewLink(t, driver.Binary(t))
