@@ -1214,6 +1214,46 @@ func TestPIDFileOfAnotherIsNotRemoved(t *testing.T) {
 	}
 }
 
+func TestPIDFileOfAnotherStaysSoOverARestart(t *testing.T) {
+	t.Parallel()
+	for _, managed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("managed %v", managed), func(t *testing.T) {
+			t.Parallel()
+			path, args := pidFileArgs(t)
+			owner := driver.Start(t, args...).Ready(1)
+			var s *driver.Server
+			if managed {
+				s = newManager(t).start(args...)
+			} else {
+				s = driver.Start(t, args...)
+			}
+			p := s.Ready(1)
+			for n := 2; n <= 3; n++ {
+				s.Line("writing the PID file .* serving without it")
+				p.Signal(syscall.SIGUSR2)
+				next := s.Ready(n)
+				p.WaitExit(0)
+				p = next
+			}
+			driver.Eventually(t, "three lines that say so", func() bool {
+				return s.Count(fmt.Sprintf("it belongs to pid %d, which runs the same program; serving without it", owner.Pid)) == 3
+			})
+			if pid := pidIn(t, path); pid != owner.Pid {
+				t.Errorf("the PID file names %d, want %d", pid, owner.Pid)
+			}
+			owner.Signal(syscall.SIGTERM)
+			owner.WaitExit(0)
+			p.Signal(syscall.SIGUSR2)
+			last := s.Ready(4)
+			p.WaitExit(0)
+			driver.Eventually(t, "the PID file to name who serves", func() bool {
+				b, _ := os.ReadFile(path)
+				return string(b) == strconv.Itoa(last.Pid)+"\n"
+			})
+		})
+	}
+}
+
 // The outcome of a restart.
 
 func TestOnRestartLearnsTheOutcome(t *testing.T) {
