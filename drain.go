@@ -280,7 +280,7 @@ func (l *loop) tick() {
 	case serving:
 		return
 	case standby:
-		if l.mustOutlive() {
+		if l.mustOutlive() && l.inTime() {
 			l.tell(systemd.ExtendTimeout)
 		}
 		return
@@ -297,7 +297,7 @@ func (l *loop) tick() {
 		l.p.logf("draining pid %d: %s", pid(), remaining)
 	}
 	stop := l.successor == nil || !l.asked.IsZero() && l.mustOutlive()
-	if stop {
+	if stop && l.inTime() {
 		l.tell(systemd.ExtendTimeout)
 	}
 	if took < time.Duration(l.progress.statuses+1)*time.Second {
@@ -314,6 +314,12 @@ func (l *loop) tick() {
 	if l.successor != nil && !l.gone {
 		l.successor.Status(text, false)
 	}
+}
+
+// inTime reports whether a stop takes no longer than it may. One that does, such as of a
+// successor that hangs, is left to the service manager's own timeout.
+func (l *loop) inTime() bool {
+	return l.p.TermTimeout <= 0 || l.asked.IsZero() || time.Since(l.asked) < l.p.LameDuck+l.p.TermTimeout
 }
 
 // logEnd says how the drain has ended.

@@ -1048,6 +1048,36 @@ func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 	a.WaitExit(0)
 }
 
+// The service manager's own patience ends with a successor that does not end.
+func TestStopAsksForTimeNoLongerThanItMayTake(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start(httpArgs("-standby", "1m", "-term-timeout", "1s")...)
+	a := s.Ready(1)
+	a.Signal(syscall.SIGUSR2)
+	b := s.Ready(2)
+	s.Line("stands by")
+	thaw := b.Freeze()
+	m.skip()
+	begin := time.Now()
+	a.Signal(syscall.SIGTERM)
+	m.next("STOPPING=1")
+	select {
+	case <-a.Exited():
+		t.Fatal("the main process ends before its successor")
+	case <-time.After(4 * time.Second):
+	}
+	asked := m.all()
+	for _, st := range asked {
+		if strings.Contains(st.text, "EXTEND_TIMEOUT_USEC") && st.at.Sub(begin) > 2500*time.Millisecond {
+			t.Errorf("%v after the signal it asks for more time", st.at.Sub(begin))
+		}
+	}
+	thaw()
+	b.Wait()
+	a.WaitExit(0)
+}
+
 // Also when it is told to stop in the moment in which the successor gets ready.
 func TestStopAsTheSuccessorGetsReady(t *testing.T) {
 	for i := range 20 { // of what waits in the frozen process, any may be looked at first
