@@ -71,7 +71,7 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	}
 	l.progress = progress{}
 	called := l.beginHooks()
-	drains := make([]func() error, 0, len(l.listeners)+2)
+	drains := make([]func() error, 0, len(l.listeners)+3)
 	var accepting sync.WaitGroup
 	for _, ln := range l.listeners {
 		if d, ok := ln.(drainer); ok {
@@ -83,6 +83,10 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 		}
 	}
 	drains = append(drains, func() error { return l.p.moved.drain(ctx, l.g.Predecessor, s != nil) })
+	if s != nil && called != nil {
+		// Until OnDrain is done, too, we take over again from a successor that fails.
+		drains = append(drains, func() error { waitFor(ctx, called); return nil })
+	}
 	if s == nil && l.main && l.p.namesMain() {
 		// When the main process ends, a service manager ends the others too.
 		// A predecessor that says that it stops, too, waits for us.

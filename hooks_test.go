@@ -152,6 +152,26 @@ func TestHookThatHangsAtTheEnd(t *testing.T) {
 	}
 }
 
+// What OnDrain does belongs to the drain: a successor that fails meanwhile is seen.
+func TestSuccessorThatFailsWhileOnDrainRunsIsTakenBack(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-hooks", "-faults", string(faults))...)
+	p := s.Ready(1)
+	faults.Set(t, "hang-drain")
+	p.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("^asked .*under way")
+	select {
+	case <-p.Exited():
+		t.Fatal("it has not waited for OnDrain")
+	case <-time.After(300 * time.Millisecond): // no connection is left
+	}
+	second.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf(`restart failed: .*signal: killed.*; serving again with pid %d`, p.Pid))
+	servedBy(t, p.Addrs[0], p)
+}
+
 func TestSignalSentTwiceIsOneSignal(t *testing.T) {
 	t.Parallel()
 	s := driver.Start(t, tcp()...)
