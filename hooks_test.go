@@ -10,6 +10,8 @@ import (
 	"io"
 	"log"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,7 +53,8 @@ func TestListenersMayBeClosedInADrain(t *testing.T) {
 func TestProcessThatCannotServeAgainEnds(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)
-	s := driver.Start(t, tcp("-hooks", "-faults", string(faults))...)
+	path := filepath.Join(t.TempDir(), "pid")
+	s := driver.Start(t, tcp("-hooks", "-faults", string(faults), "-pidfile", path)...)
 	p := s.Ready(1)
 	c := dial(t, p.Addrs[0])
 	c.servedBy(p)
@@ -64,6 +67,9 @@ func TestProcessThatCannotServeAgainEnds(t *testing.T) {
 	p.WaitExit(1)
 	if s.Count("serving again") != 0 {
 		t.Error("it says that it serves again")
+	}
+	if b, err := os.ReadFile(path); !os.IsNotExist(err) {
+		t.Errorf("the PID file is left with %q, %v", b, err)
 	}
 }
 

@@ -659,6 +659,7 @@ func (l *loop) takeBack() {
 	l.successor, l.waits, l.named, l.third = nil, false, false, false
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
+	l.p.writePIDFile() // the successor's number belongs to nobody
 	if !accepting {
 		l.p.logf("restart failed: %v; pid %d cannot serve again: its listeners are closed", err, pid())
 		l.err = fmt.Errorf("grace: %w; the listeners are closed, so that this process cannot serve again", err)
@@ -672,7 +673,6 @@ func (l *loop) takeBack() {
 	}
 	l.g.Predecessor.ServeAgain()
 	l.p.logf("restart failed: %v; serving again with pid %d%s", err, pid(), also)
-	l.p.writePIDFile()
 	l.main = true
 	l.g.Manager.Tell(mainPID(pid()))
 	l.setState(serving)
