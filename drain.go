@@ -71,7 +71,7 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	}
 	l.progress = progress{}
 	called := l.beginHooks()
-	drains := make([]func() error, 0, len(l.listeners)+2)
+	drains := make([]func() error, 0, len(l.listeners)+3)
 	var accepting sync.WaitGroup
 	for _, ln := range l.listeners {
 		if d, ok := ln.(drainer); ok {
@@ -83,6 +83,10 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 		}
 	}
 	drains = append(drains, func() error { return l.p.moved.drain(ctx, l.g.Predecessor, s != nil) })
+	if s != nil && called != nil {
+		// Until OnDrain is done, too, we take over again from a successor that fails.
+		drains = append(drains, func() error { waitFor(ctx, called); return nil })
+	}
 	if s == nil && l.main && l.p.namesMain() {
 		// When the main process ends, a service manager ends the others too.
 		// A predecessor that says that it stops, too, waits for us.
@@ -280,7 +284,7 @@ func (l *loop) tick() {
 	case serving:
 		return
 	case standby:
-		if l.mustOutlive() {
+		if l.mustOutlive() && l.inTime() {
 			l.tell(systemd.ExtendTimeout)
 		}
 		return
@@ -297,7 +301,7 @@ func (l *loop) tick() {
 		l.p.logf("draining pid %d: %s", pid(), remaining)
 	}
 	stop := l.successor == nil || !l.asked.IsZero() && l.mustOutlive()
-	if stop {
+	if stop && l.inTime() {
 		l.tell(systemd.ExtendTimeout)
 	}
 	if took < time.Duration(l.progress.statuses+1)*time.Second {
@@ -314,6 +318,12 @@ func (l *loop) tick() {
 	if l.successor != nil && !l.gone {
 		l.successor.Status(text, false)
 	}
+}
+
+// inTime reports whether a stop takes no longer than it may. One that does, such as of a
+// successor that hangs, is left to the service manager's own timeout.
+func (l *loop) inTime() bool {
+	return l.p.TermTimeout <= 0 || l.asked.IsZero() || time.Since(l.asked) < l.p.LameDuck+l.p.TermTimeout
 }
 
 // logEnd says how the drain has ended.

@@ -10,6 +10,8 @@ import (
 	"io"
 	"log"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,7 +53,8 @@ func TestListenersMayBeClosedInADrain(t *testing.T) {
 func TestProcessThatCannotServeAgainEnds(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)
-	s := driver.Start(t, tcp("-hooks", "-faults", string(faults))...)
+	path := filepath.Join(t.TempDir(), "pid")
+	s := driver.Start(t, tcp("-hooks", "-faults", string(faults), "-pidfile", path)...)
 	p := s.Ready(1)
 	c := dial(t, p.Addrs[0])
 	c.servedBy(p)
@@ -64,6 +67,9 @@ func TestProcessThatCannotServeAgainEnds(t *testing.T) {
 	p.WaitExit(1)
 	if s.Count("serving again") != 0 {
 		t.Error("it says that it serves again")
+	}
+	if b, err := os.ReadFile(path); !os.IsNotExist(err) {
+		t.Errorf("the PID file is left with %q, %v", b, err)
 	}
 }
 
@@ -150,6 +156,26 @@ func TestHookThatHangsAtTheEnd(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What OnDrain does belongs to the drain: a successor that fails meanwhile is seen.
+func TestSuccessorThatFailsWhileOnDrainRunsIsTakenBack(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	s := driver.Start(t, tcp("-hooks", "-faults", string(faults))...)
+	p := s.Ready(1)
+	faults.Set(t, "hang-drain")
+	p.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("^asked .*under way")
+	select {
+	case <-p.Exited():
+		t.Fatal("it has not waited for OnDrain")
+	case <-time.After(300 * time.Millisecond): // no connection is left
+	}
+	second.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf(`restart failed: .*signal: killed.*; serving again with pid %d`, p.Pid))
+	servedBy(t, p.Addrs[0], p)
 }
 
 func TestSignalSentTwiceIsOneSignal(t *testing.T) {
@@ -253,6 +279,34 @@ func TestConnectionsOfTheProgramMove(t *testing.T) {
 	c.servedBy(third)
 	c.Close()
 	third.WaitExit(0)
+}
+
+// A successor that does not answer holds nobody up for longer than Move says, however many
+// call it.
+func TestMoveToASuccessorThatHangs(t *testing.T) {
+	t.Parallel()
+	s := driver.Start(t, tcp("-hooks")...)
+	first := s.Ready(1)
+	clients := make([]*client, 6)
+	for i := range clients {
+		clients[i] = dial(t, first.Addrs[0])
+		clients[i].servedBy(first)
+	}
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line("^on-drain")
+	thaw := second.Freeze()
+	start := time.Now()
+	for _, c := range clients {
+		fmt.Fprintf(c, "move name\n")
+	}
+	for _, c := range clients {
+		c.say("who", first, "no answer within")
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	thaw()
 }
 
 func TestOldVersionServesOnWhatItsSuccessorDoesNotTake(t *testing.T) {

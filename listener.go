@@ -30,10 +30,15 @@ import (
 // CloseWrite, SyscallConn and the rest. A connection of any other type is only a
 // net.Conn. A Listener that NewListener has made is returned as it is.
 func NewListener(l Listener) Listener {
-	if l, ok := l.(*listener); ok {
+	switch l := l.(type) {
+	case *listener:
 		return l
+	case *net.TCPListener, *net.UnixListener:
+		return &listener{Listener: l, open: accept.New(l)}
 	}
-	return &listener{Listener: l, open: accept.New(l)}
+	// Any other's Accept may wait for something else, which no deadline ends.
+	pauser, _ := l.(accept.Pauser)
+	return &listener{Listener: l, open: accept.NewWrapped(l, pauser)}
 }
 
 // A listener is a Listener that counts. Its methods beyond that interface are
@@ -71,10 +76,10 @@ func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
 		err = l.open.Close()
 	}
 	how.Paused()
-	if err != nil {
-		return err
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // the program was faster
 	}
-	return l.open.Wait(ctx)
+	return errors.Join(err, l.open.Wait(ctx))
 }
 
 func (l *listener) Resume() bool { return l.open.Resume() }

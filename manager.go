@@ -46,13 +46,16 @@ func (l *loop) tellServing() {
 
 // becomeMain is called when the service manager takes this process for the main one.
 func (l *loop) becomeMain(also string) {
-	if l.lingers {
+	if l.named {
 		return // we were, and have named another
 	}
 	first := !l.main
 	l.main = true
-	if l.waits {
+	switch {
+	case l.waits:
 		l.finish()
+	case l.third && !l.gone:
+		l.nameMain()
 	}
 	if l.state >= draining || l.state == lameDuck {
 		return // our own successor serves, or we stop
@@ -97,7 +100,7 @@ func (l *loop) nameMain() {
 	if !l.main || !l.g.Manager.Listens() {
 		return
 	}
-	l.main = false
+	l.main, l.named = false, true
 	if l.p.namesMain() {
 		l.p.replacePIDFile(l.successor.Pid) // systemd may read it, too
 	}

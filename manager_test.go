@@ -453,6 +453,107 @@ func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
 	}
 }
 
+// Nor does it matter how late one that is in between hears that it is the main process.
+func TestMainProcessIsHandedDownByOneThatIsNamedLate(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	first := s.Ready(1)
+	one := dial(t, first.Addrs[0])
+	one.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	two := dialServedBy(t, first.Addrs[0], second, first)
+	thaw := first.Freeze()
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready`, third.Pid))
+	third.Signal(syscall.SIGUSR2)
+	fourth := s.Ready(4)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready`, fourth.Pid))
+	select {
+	case <-third.Exited():
+	case <-time.After(300 * time.Millisecond): // the second has heard of the fourth
+	}
+	thaw()
+	<-third.Exited()
+	one.Close()
+	first.WaitExit(0)
+	two.Close()
+	second.WaitExit(0)
+	if m.mainPID() != fourth.Pid {
+		t.Errorf("pid %d is the main process, pid %d serves", m.mainPID(), fourth.Pid)
+	}
+}
+
+// One that has nothing to drain waits to be named as the main process, so that it can
+// name its successor. If that fails meanwhile, it serves, and is the main process.
+func TestOneThatWaitsToBeTheMainProcessServesAgain(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	first := s.Ready(1)
+	c := dial(t, first.Addrs[0])
+	c.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	thaw := first.Freeze() // it is slow to hear of the third
+	second.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	s.Line(fmt.Sprintf(`restart: pid %d is ready`, third.Pid))
+	select {
+	case <-second.Exited():
+	case <-time.After(300 * time.Millisecond): // it is drained
+	}
+	third.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf(`serving again with pid %d`, second.Pid))
+	thaw()
+	m.next("MAINPID=" + strconv.Itoa(second.Pid))
+	c.Close()
+	first.WaitExit(0)
+	servedBy(t, first.Addrs[0], second)
+	second.Signal(syscall.SIGUSR2)
+	fourth := s.Ready(4)
+	second.WaitExit(0)
+	if m.mainPID() != fourth.Pid {
+		t.Errorf("pid %d is the main process, pid %d serves", m.mainPID(), fourth.Pid)
+	}
+}
+
+// One that has named its successor is not the main process any more, whatever becomes of
+// its own predecessor: what is to stop it is not meant for the service.
+func TestMainProcessThatHasNamedAnotherStaysSo(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start("-listen", "127.0.0.1:0")
+	p := []*driver.Process{s.Ready(1)}
+	var held []*client
+	for n := range 3 {
+		held = append(held, dialServedBy(t, p[0].Addrs[0], p[n], p[:n]...))
+		p[n].Signal(syscall.SIGUSR2)
+		p = append(p, s.Ready(n+2))
+		s.Line(fmt.Sprintf(`restart: pid %d is ready`, p[n+1].Pid))
+	}
+	m.next("(?s)MAINPID=" + strconv.Itoa(p[2].Pid) + ".*")
+	held[0].Close()
+	p[0].WaitExit(0)
+	select {
+	case <-p[1].Exited():
+	case <-time.After(200 * time.Millisecond): // it has seen that
+	}
+	p[1].Signal(syscall.SIGTERM)
+	s.Line(fmt.Sprintf(`terminated: pid %d is ending already; left: 1 connection`, p[1].Pid))
+	held[1].Close()
+	p[1].WaitExit(0)
+	servedBy(t, p[0].Addrs[0], p[3])
+	held[2].servedBy(p[2])
+	if n := s.Count("the service is to stop"); n > 0 {
+		t.Error("the service was stopped")
+	}
+}
+
 func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 	t.Parallel()
 	for fault, why := range map[string]string{
@@ -947,6 +1048,36 @@ func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 	a.WaitExit(0)
 }
 
+// The service manager's own patience ends with a successor that does not end.
+func TestStopAsksForTimeNoLongerThanItMayTake(t *testing.T) {
+	t.Parallel()
+	m := newManager(t)
+	s := m.start(httpArgs("-standby", "1m", "-term-timeout", "1s")...)
+	a := s.Ready(1)
+	a.Signal(syscall.SIGUSR2)
+	b := s.Ready(2)
+	s.Line("stands by")
+	thaw := b.Freeze()
+	m.skip()
+	begin := time.Now()
+	a.Signal(syscall.SIGTERM)
+	m.next("STOPPING=1")
+	select {
+	case <-a.Exited():
+		t.Fatal("the main process ends before its successor")
+	case <-time.After(4 * time.Second):
+	}
+	asked := m.all()
+	for _, st := range asked {
+		if strings.Contains(st.text, "EXTEND_TIMEOUT_USEC") && st.at.Sub(begin) > 2500*time.Millisecond {
+			t.Errorf("%v after the signal it asks for more time", st.at.Sub(begin))
+		}
+	}
+	thaw()
+	b.Wait()
+	a.WaitExit(0)
+}
+
 // Also when it is told to stop in the moment in which the successor gets ready.
 func TestStopAsTheSuccessorGetsReady(t *testing.T) {
 	for i := range 20 { // of what waits in the frozen process, any may be looked at first
@@ -1110,6 +1241,46 @@ func TestPIDFileOfAnotherIsNotRemoved(t *testing.T) {
 	p.WaitExit(0)
 	if b, err := os.ReadFile(path); err != nil || string(b) != other {
 		t.Errorf("the PID file was overwritten by another process with %q; now it is %q, %v", other, b, err)
+	}
+}
+
+func TestPIDFileOfAnotherStaysSoOverARestart(t *testing.T) {
+	t.Parallel()
+	for _, managed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("managed %v", managed), func(t *testing.T) {
+			t.Parallel()
+			path, args := pidFileArgs(t)
+			owner := driver.Start(t, args...).Ready(1)
+			var s *driver.Server
+			if managed {
+				s = newManager(t).start(args...)
+			} else {
+				s = driver.Start(t, args...)
+			}
+			p := s.Ready(1)
+			for n := 2; n <= 3; n++ {
+				s.Line("writing the PID file .* serving without it")
+				p.Signal(syscall.SIGUSR2)
+				next := s.Ready(n)
+				p.WaitExit(0)
+				p = next
+			}
+			driver.Eventually(t, "three lines that say so", func() bool {
+				return s.Count(fmt.Sprintf("it belongs to pid %d, which runs the same program; serving without it", owner.Pid)) == 3
+			})
+			if pid := pidIn(t, path); pid != owner.Pid {
+				t.Errorf("the PID file names %d, want %d", pid, owner.Pid)
+			}
+			owner.Signal(syscall.SIGTERM)
+			owner.WaitExit(0)
+			p.Signal(syscall.SIGUSR2)
+			last := s.Ready(4)
+			p.WaitExit(0)
+			driver.Eventually(t, "the PID file to name who serves", func() bool {
+				b, _ := os.ReadFile(path)
+				return string(b) == strconv.Itoa(last.Pid)+"\n"
+			})
+		})
 	}
 }
 

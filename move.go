@@ -114,20 +114,27 @@ func (m *movedConns) move(c net.Conn, state []byte) error {
 	return nil
 }
 
-// send sends those that wait, in batches.
+// send sends those that wait, in batches. A successor that does not answer one is not
+// asked for the others that wait by then, which would wait as long again.
 func (m *movedConns) send() {
 	for {
 		batch := m.next()
 		if batch == nil {
 			return
 		}
-		err := m.offer(batch)
-		if err != nil && len(batch) > 1 && !errors.Is(err, handoff.ErrGone) {
+		late, err := m.offer(batch)
+		if err != nil && !late && len(batch) > 1 && !errors.Is(err, handoff.ErrGone) {
 			// One that was closed is no reason for the others to stay.
-			for i := range batch {
-				batch[i].err <- m.offer(batch[i : i+1])
+			for len(batch) > 0 && !late {
+				late, err = m.offer(batch[:1])
+				batch[0].err <- err
+				batch = batch[1:]
 			}
-			continue
+		}
+		if late {
+			m.mu.Lock()
+			batch, m.waiting = append(batch, m.waiting...), nil
+			m.mu.Unlock()
 		}
 		for _, w := range batch {
 			w.err <- err
@@ -155,26 +162,28 @@ func (m *movedConns) next() (batch []*moving) {
 	return batch
 }
 
-func (m *movedConns) offer(batch []*moving) error {
+// offer offers a batch to the successor, and reports whether that did not answer in time.
+func (m *movedConns) offer(batch []*moving) (late bool, err error) {
 	g := handoff.Self()
 	s := g.Successor()
 	switch phase := g.Phase(); {
 	case phase == stopping:
-		return ErrStopping
+		return false, ErrStopping
 	case s == nil || !phase.HasSuccessor():
-		return ErrNoSuccessor
+		return false, ErrNoSuccessor
 	}
 	conns, states := make([]syscall.Conn, len(batch)), make([][]byte, len(batch))
 	for i, w := range batch {
 		conns[i], states[i] = w.conn, w.state
 	}
-	err := s.MoveOwn(conns, states, moveTimeout)
-	if err == nil {
-		m.mu.Lock()
-		m.gone += len(batch)
-		m.mu.Unlock()
+	start := time.Now()
+	if err = s.MoveOwn(conns, states, moveTimeout); err != nil {
+		return time.Since(start) >= moveTimeout, err
 	}
-	return err
+	m.mu.Lock()
+	m.gone += len(batch)
+	m.mu.Unlock()
+	return false, nil
 }
 
 // receiveMoved gives OnMove a connection of the predecessor's. It is counted until it is

@@ -16,6 +16,7 @@ func (p *Process) writePIDFile() {
 		return
 	}
 	if err := p.checkPIDFile(); err != nil {
+		handoff.Self().Provide(pidFileState, func() []byte { return []byte("another's") })
 		p.failPIDFile(err)
 		return
 	}
@@ -37,10 +38,14 @@ func (p *Process) failPIDFile(err error) {
 	p.logf("writing the PID file %s: %v; serving without it", p.PIDFile, err)
 }
 
+// pidFileState is the state that tells a successor that the file was another instance's.
+const pidFileState = "PID file"
+
 // checkPIDFile returns an error if the file is another instance's, that runs.
 func (p *Process) checkPIDFile() error {
 	g := handoff.Self()
-	if g.Origin != handoff.Fresh && g.Origin != handoff.Activated || g.Manager.Supervised() {
+	first := g.Origin == handoff.Fresh || g.Origin == handoff.Activated
+	if g.State(pidFileState) == nil && (!first || g.Manager.Supervised()) {
 		return nil // it may be a predecessor's
 	}
 	if other := p.pidInFile(); other != os.Getpid() && handoff.Runs(other) {

@@ -249,7 +249,7 @@ func (v *supervisor) hear(state handoff.State) {
 // again only if the one that came after it has ended.
 func (v *supervisor) follow(pid int) {
 	g := v.find(pid)
-	if g != nil && g != v.current && v.current.process.Signal(syscall.Signal(0)) == nil {
+	if g != nil && g != v.current && !v.hasEnded(v.current) {
 		return
 	}
 	if g == nil {
@@ -274,6 +274,17 @@ func (v *supervisor) follow(pid int) {
 		g.process.Signal(sig)
 	}
 	v.held = nil
+}
+
+// hasEnded reports whether a generation has, though it may still have to be waited for.
+func (v *supervisor) hasEnded(g *generation) bool {
+	var status syscall.WaitStatus
+	if g.status == nil {
+		if pid, err := syscall.Wait4(g.pid, &status, syscall.WNOHANG, nil); err == nil && pid == g.pid {
+			v.ended(pid, status)
+		}
+	}
+	return g.status != nil || g.process.Signal(syscall.Signal(0)) != nil
 }
 
 // find returns the generation with this process id, nil if there is none.

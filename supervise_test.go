@@ -371,6 +371,28 @@ func TestSupervisorFollowsARollback(t *testing.T) {
 	s.WaitEnd()
 }
 
+// Also when it has no time to see that the successor has ended before it hears who serves.
+func TestSupervisorFollowsARollbackThatIsFasterThanItself(t *testing.T) {
+	t.Parallel()
+	s, supervisor, first := supervised(t)
+	h := hold(t, first.Addrs[0])
+	supervisor.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	s.Line(fmt.Sprintf("restart: pid %d is ready", second.Pid))
+	hold(t, first.Addrs[0]).finish(second) // and the supervisor has heard of it, most likely
+	thaw := supervisor.Freeze()
+	second.Signal(syscall.SIGKILL)
+	s.Line(fmt.Sprintf("serving again with pid %d", first.Pid))
+	thaw()
+	supervisor.Signal(syscall.SIGUSR2)
+	third := s.Ready(3)
+	h.finish(first)
+	first.Wait()
+	third.Signal(syscall.SIGSYS) // status 2 of the Go runtime
+	supervisor.WaitExit(2)
+	s.WaitEnd()
+}
+
 func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)

@@ -96,10 +96,12 @@ type loop struct {
 
 	state     handoff.Phase
 	main      bool               // the service manager takes us for the main process
+	named     bool               // it did, and we have named the successor
 	restart   *restart           // while starting
 	successor *handoff.Successor // while draining, standby or stopping after that; else nil
 	gone      bool               // it has ended
 	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
+	third     bool               // it has a successor of its own, and is to be named to name that one
 	asked     time.Time          // to stop, or zero
 	next      *stop              // when the restart is over, or nil
 	isWord    bool               // it came as a signal that may be the word of the successor
@@ -509,7 +511,7 @@ func (l *loop) beginStop(quick bool) {
 func (l *loop) handOver(r *restart) {
 	s := r.successor
 	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
-	l.waits, l.handed = false, r
+	l.waits, l.named, l.third, l.handed = false, false, false, r
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
 	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.remaining())))
@@ -540,9 +542,9 @@ func (l *loop) successorSays(e handoff.Event) {
 	case handoff.Silent:
 		l.silent = time.Now() // it ends, most likely
 	case handoff.ServesAgain:
-		l.stepped = false
+		l.stepped, l.third = false, false
 	case handoff.HandsOver:
-		l.stepped = true
+		l.stepped, l.third = true, true
 		l.nameMain() // it needs that to name its own successor
 		if l.state == standby {
 			l.finish() // we shall not take over again
@@ -628,7 +630,7 @@ func (l *loop) timeIsUp() {
 // names us when it hears of our successor: nobody else can name that one.
 func (l *loop) finish() {
 	switch {
-	case l.lingers, !l.p.namesMain(), !l.main && isClosed(l.g.Predecessor.Gone()):
+	case l.lingers, !l.p.namesMain(), !l.main && (l.named || isClosed(l.g.Predecessor.Gone())):
 		l.over = true
 	case l.main:
 		l.nameMain()
@@ -654,9 +656,10 @@ func (l *loop) takeBack() {
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
-	l.successor = nil
+	l.successor, l.waits, l.named, l.third = nil, false, false, false
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
+	l.p.writePIDFile() // the successor's number belongs to nobody
 	if !accepting {
 		l.p.logf("restart failed: %v; pid %d cannot serve again: its listeners are closed", err, pid())
 		l.err = fmt.Errorf("grace: %w; the listeners are closed, so that this process cannot serve again", err)
@@ -670,7 +673,6 @@ func (l *loop) takeBack() {
 	}
 	l.g.Predecessor.ServeAgain()
 	l.p.logf("restart failed: %v; serving again with pid %d%s", err, pid(), also)
-	l.p.writePIDFile()
 	l.main = true
 	l.g.Manager.Tell(mainPID(pid()))
 	l.setState(serving)

@@ -50,7 +50,7 @@ func newProcess(f *kit.Flags) *grace.Process {
 		p.Logger = log.New(os.Stdout, f.LogPrefix, 0)
 	}
 	if *hooks {
-		p.LameDuck = *lameDuck
+		p.LameDuck, p.PIDFile = *lameDuck, *pidFile
 		p.OnReady = func() { kit.Event("on-ready") }
 		p.OnDrain = func() { kit.Event("on-drain") }
 		p.OnMove = func(c net.Conn, state []byte) {
