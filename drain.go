@@ -35,6 +35,18 @@ type server interface {
 	Serve(accepting func()) error
 }
 
+// A drain is one that was begun.
+type drain struct {
+	begun    time.Time       // or zero
+	deadline time.Time       // or zero
+	paused   <-chan struct{} // closed when nothing is accepted any more; nil when that was seen
+	drained  <-chan error    // brings its end; nil when it is over
+	cancel   context.CancelFunc
+	took     time.Duration
+	drainErr error
+	progress progress
+}
+
 // beginHooks calls what is to be called before anything is closed, once for each drain.
 func (l *loop) beginHooks() (called <-chan struct{}) {
 	if l.hooked {
@@ -57,7 +69,7 @@ func (l *loop) setDraining(draining bool) {
 // drainTo drains all listeners side by side, to a successor, or nil at a stop. l.drained
 // brings nil when nothing is left, or why something is.
 func (l *loop) drainTo(s *handoff.Successor, quick bool) {
-	l.begun, l.deadline = time.Now(), time.Time{}
+	l.drain = drain{begun: time.Now()}
 	ctx := context.Background()
 	if l.p.TermTimeout > 0 {
 		l.deadline = l.begun.Add(l.p.TermTimeout)
@@ -69,7 +81,6 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	if s != nil {
 		l.setState(draining)
 	}
-	l.progress = progress{}
 	called := l.beginHooks()
 	drains := make([]func() error, 0, len(l.listeners)+3)
 	var accepting sync.WaitGroup
@@ -87,7 +98,7 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 		// Until OnDrain is done, too, we take over again from a successor that fails.
 		drains = append(drains, func() error { waitFor(ctx, called); return nil })
 	}
-	if s == nil && l.main && l.p.namesMain() {
+	if s == nil && l.role == mainProcess && l.p.namesMain() {
 		// When the main process ends, a service manager ends the others too.
 		// A predecessor that says that it stops, too, waits for us.
 		drains = append(drains, func() error {
@@ -312,7 +323,7 @@ func (l *loop) tick() {
 	switch {
 	case stop:
 		l.tell("STATUS=" + systemd.Escape("Stopping: "+remaining))
-	case l.main:
+	case l.role == mainProcess:
 		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; %s", l.successor.Pid, text)))
 	}
 	if l.successor != nil && !l.gone {

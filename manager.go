@@ -12,7 +12,20 @@ import (
 // NOTIFY_SOCKET. It listens to its main process alone, which only that one can change:
 // so a predecessor stays the main process until it ends, and names its successor then.
 
+// A role is what a process is to the service manager, or to the supervisor.
+type role int
+
+const (
+	notMain     role = iota // a predecessor is its main process
+	mainProcess             // this one is
+	formerMain              // this one was, and has named its successor
+)
+
 func pid() int { return os.Getpid() }
+
+// lingers reports whether this process has named its successor, and only stays for what
+// was on its way to it.
+func (l *loop) lingers() bool { return l.finishing && l.role == formerMain }
 
 // namesMain reports whether a service manager listens to its main process, and so has to
 // be told of another.
@@ -40,19 +53,20 @@ func (l *loop) tellServing() {
 	default:
 		l.g.Manager.Tell(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d", pid()))
 	}
-	l.main = true
+	l.role = mainProcess
 	l.storeListeners()
 }
 
 // becomeMain is called when the service manager takes this process for the main one.
 func (l *loop) becomeMain(also string) {
-	if l.named {
-		return // we were, and have named another
+	if l.role == formerMain {
+		return
 	}
-	first := !l.main
-	l.main = true
+	first := l.role == notMain
+	l.role = mainProcess
 	switch {
-	case l.waits:
+	case !first:
+	case l.finishing:
 		l.finish()
 	case l.third && !l.gone:
 		l.nameMain()
@@ -82,14 +96,14 @@ func (l *loop) predecessorSays(s handoff.Status) {
 	switch {
 	case s.Main:
 		l.becomeMain(also)
-	case l.main && l.state < lameDuck:
+	case l.role == mainProcess && l.state < lameDuck:
 		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", pid(), also)))
 	}
 }
 
 // tell tells the manager something that it would take from its main process alone.
 func (l *loop) tell(state string) {
-	if l.main || !l.p.namesMain() {
+	if l.role == mainProcess || !l.p.namesMain() {
 		l.g.Manager.Tell(state)
 	}
 }
@@ -97,10 +111,10 @@ func (l *loop) tell(state string) {
 // nameMain makes the successor the manager's main process, if we are. Its watchdog starts
 // anew, so that the successor has time to take that over.
 func (l *loop) nameMain() {
-	if !l.main || !l.g.Manager.Listens() {
+	if l.role != mainProcess || !l.g.Manager.Listens() {
 		return
 	}
-	l.main, l.named = false, true
+	l.role = formerMain
 	if l.p.namesMain() {
 		l.p.replacePIDFile(l.successor.Pid) // systemd may read it, too
 	}

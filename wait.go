@@ -94,38 +94,35 @@ type loop struct {
 	signals  chan os.Signal // to stop
 	failed   chan error     // of a server that cannot go on
 
-	state     handoff.Phase
-	main      bool               // the service manager takes us for the main process
-	named     bool               // it did, and we have named the successor
-	restart   *restart           // while starting
-	successor *handoff.Successor // while draining, standby or stopping after that; else nil
-	gone      bool               // it has ended
-	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
-	third     bool               // it has a successor of its own, and is to be named to name that one
-	asked     time.Time          // to stop, or zero
-	next      *stop              // when the restart is over, or nil
-	isWord    bool               // it came as a signal that may be the word of the successor
-	begun     time.Time          // the drain
-	paused    <-chan struct{}    // closed when it accepts no more; nil when that was seen
-	handed    *restart           // the one whose outcome is told then, or nil
-	deadline  time.Time          // of the drain, or zero
-	drained   <-chan error       // brings the end of the drain; nil when it is over
-	drainErr  error
-	took      time.Duration      // the drain
-	hooked    bool               // OnDrain was called for it
-	lingers   bool               // it has named the successor as the main process
-	waits     bool               // it waits to be that, to do so
-	silent    time.Time          // since then the successor can say no more, which was not logged yet, or zero
-	cancel    context.CancelFunc // of the drain
-	timer     <-chan time.Time   // the end of lameDuck or standby
-	ticker    *time.Ticker
-	progress  progress
+	state   handoff.Phase
+	role    role
+	asked   time.Time        // to stop, or zero
+	restart *restart         // while starting
+	next    *stop            // when that is over, or nil
+	isWord  bool             // it came as a signal that may be the word of the successor
+	timer   <-chan time.Time // the end of lameDuck or standby
+	ticker  *time.Ticker
+	handover
+	drain
 
-	hooks    []<-chan struct{} // that were called
+	hooked   bool              // OnDrain was called, for a drain or a lame duck
+	hooks    []<-chan struct{} // that were called, and are waited for at the end
 	reported <-chan struct{}   // the last call of OnRestart is over
 
 	over bool
 	err  error
+}
+
+// A handover is what is known of a successor that serves: while draining, standby, or
+// stopping after that.
+type handover struct {
+	successor *handoff.Successor // or nil
+	handed    *restart           // whose outcome is told when this process accepts no more, or nil
+	gone      bool               // it has ended
+	stepped   bool               // it has said that it ends itself, since it is told to or has a successor
+	third     bool               // it has a successor of its own, and is to be named to name that one
+	silent    time.Time          // since then the successor can say no more, which was not logged yet, or zero
+	finishing bool               // nothing else is left to do than to name the successor
 }
 
 func (l *loop) run() error {
@@ -213,7 +210,7 @@ func (l *loop) run() error {
 			l.becomeMain("") // if we were not before, nobody else is
 
 		case <-watchdog:
-			if l.main {
+			if l.role == mainProcess {
 				l.g.Manager.Tell("WATCHDOG=1")
 			}
 
@@ -453,8 +450,8 @@ func (l *loop) stopAfterHandOver(s stop) {
 	} else {
 		l.p.logf("%s: pid %d is ending already; left: %s", s.reason, pid(), l.remaining())
 	}
-	if l.lingers { // for the service manager this is the main process, still
-		l.main, l.lingers, l.timer = true, false, nil
+	if l.lingers() { // for the service manager this is the main process, still
+		l.role, l.finishing, l.timer = mainProcess, false, nil
 	}
 	if l.mustOutlive() {
 		l.tellStopping()
@@ -510,8 +507,7 @@ func (l *loop) beginStop(quick bool) {
 // handOver leaves the sockets to a successor that is ready.
 func (l *loop) handOver(r *restart) {
 	s := r.successor
-	l.successor, l.gone, l.stepped, l.lingers, l.silent = s, false, false, false, time.Time{}
-	l.waits, l.named, l.third, l.handed = false, false, false, r
+	l.handover = handover{successor: s, handed: r}
 	l.g.Predecessor.StepDown(false)
 	s.DropPaths()
 	l.g.Manager.Tell("READY=1\nSTATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d; pid %d drains %s", s.Pid, pid(), l.remaining())))
@@ -559,7 +555,7 @@ func (l *loop) successorSays(e handoff.Event) {
 		}
 	case handoff.Ended:
 		l.gone, l.silent = true, time.Time{}
-		if l.asked.IsZero() && l.hasFailed() && !l.lingers {
+		if l.asked.IsZero() && l.hasFailed() && !l.lingers() {
 			l.takeBack()
 			return
 		}
@@ -581,7 +577,7 @@ func (l *loop) hasFailed() bool {
 // one has ended.
 func (l *loop) mustOutlive() bool {
 	stop := !l.asked.IsZero() || l.stepped
-	return stop && !l.gone && l.successor.Waits() && l.p.namesMain() && l.main
+	return stop && !l.gone && l.successor.Waits() && l.p.namesMain() && l.role == mainProcess
 }
 
 // afterDrain is called when this process is drained.
@@ -617,7 +613,7 @@ func (l *loop) timeIsUp() {
 		l.p.logf("stopping pid %d", pid())
 		l.beginStop(false)
 	case standby:
-		if l.lingers || l.waits {
+		if l.finishing {
 			l.over = true
 		} else if !l.mustOutlive() {
 			l.finish()
@@ -630,15 +626,13 @@ func (l *loop) timeIsUp() {
 // names us when it hears of our successor: nobody else can name that one.
 func (l *loop) finish() {
 	switch {
-	case l.lingers, !l.p.namesMain(), !l.main && (l.named || isClosed(l.g.Predecessor.Gone())):
+	case !l.p.namesMain(), l.role == formerMain, l.role == notMain && isClosed(l.g.Predecessor.Gone()):
 		l.over = true
-	case l.main:
+	case l.role == mainProcess:
 		l.nameMain()
-		l.lingers, l.waits = true, false
-		l.timer = time.After(lingerTime)
+		l.finishing, l.timer = true, time.After(lingerTime)
 	default:
-		l.waits = true
-		l.timer = time.After(endTimeout)
+		l.finishing, l.timer = true, time.After(endTimeout)
 	}
 	l.setState(standby)
 }
@@ -656,7 +650,7 @@ func (l *loop) takeBack() {
 	s.Release()
 	s.TakeBack()
 	l.timer = nil
-	l.successor, l.waits, l.named, l.third = nil, false, false, false
+	l.handover = handover{}
 	err := fmt.Errorf("successor pid %d: %w, %v after its start", s.Pid, s.ExitError(), since(s.Started))
 	lost, accepting := l.resume()
 	l.p.writePIDFile() // the successor's number belongs to nobody
@@ -673,7 +667,7 @@ func (l *loop) takeBack() {
 	}
 	l.g.Predecessor.ServeAgain()
 	l.p.logf("restart failed: %v; serving again with pid %d%s", err, pid(), also)
-	l.main = true
+	l.role = mainProcess
 	l.g.Manager.Tell(mainPID(pid()))
 	l.setState(serving)
 	l.report(s, err)
@@ -696,15 +690,15 @@ func (l *loop) end() error {
 	}
 	guard := l.guard()
 	l.awaitHooks()
-	if !l.begun.IsZero() && !l.lingers {
+	if !l.begun.IsZero() && !l.lingers() {
 		l.took = since(l.begun)
 	}
-	s, wasMain := l.successor, l.main || l.lingers
+	s, wasMain := l.successor, l.role == mainProcess || l.lingers()
 	if s != nil && !l.gone {
 		if l.asked.IsZero() || !wasMain { // else the stop is meant for the service
 			l.nameMain()
 		}
-		if !l.lingers { // which is long enough for the service manager to read it
+		if !l.lingers() { // which is long enough for the service manager to read it
 			ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 			if err := l.g.Manager.Barrier(ctx); err != nil {
 				l.p.logf("telling the service manager who comes after pid %d: %v", pid(), err)
