@@ -25,7 +25,7 @@ var guarding atomic.Pointer[guard]
 
 // guard begins when the loop has ended, whose signals are the guard's from then on.
 func (l *loop) guard() *guard {
-	g := &guard{loop: l, ended: make(chan struct{}), first: l.asked}
+	g := &guard{loop: l, ended: make(chan struct{}), first: l.signal}
 	go func() {
 		for {
 			select {

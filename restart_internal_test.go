@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"log"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,5 +70,27 @@ func TestRestartThatRunsIsHandedToWaitOnce(t *testing.T) {
 	}
 	if <-r.done; !errors.Is(r.err, failure) {
 		t.Errorf("its outcome: %v, want %v", r.err, failure)
+	}
+}
+
+// Only a signal that comes a second after another one is insisted on: a stop that had
+// another reason may take long.
+func TestFirstSignalAfterAnotherStopEndsNothing(t *testing.T) {
+	p := &Process{Logger: log.New(io.Discard, "", 0)}
+	l := &loop{p: p, g: handoff.Self(), state: stopping, asked: time.Now().Add(-time.Hour)}
+	l.stopSignal(syscall.SIGTERM) // which would end this process
+	if l.over || l.signal.IsZero() {
+		t.Errorf("over %v, signal %v; want a signal that is noted", l.over, l.signal)
+	}
+}
+
+// A server that has failed while a restart was under way is not forgotten for a stop.
+func TestStopAfterAFailureKeepsItsReason(t *testing.T) {
+	failure := errors.New("a server has failed")
+	l := &loop{state: starting, restart: &restart{giveUp: make(chan struct{}), signals: make(chan os.Signal, 1)}}
+	l.stop(stop{err: failure})
+	l.stop(stop{reason: "the service is to stop", service: true})
+	if l.next == nil || !errors.Is(l.next.err, failure) || !l.next.service {
+		t.Errorf("after the restart follows %+v, want both", l.next)
 	}
 }

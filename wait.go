@@ -97,6 +97,7 @@ type loop struct {
 	state   handoff.Phase
 	role    role
 	asked   time.Time        // to stop, or zero
+	signal  time.Time        // that asked so, the first time, or zero
 	restart *restart         // while starting
 	next    *stop            // when that is over, or nil
 	isWord  bool             // it came as a signal that may be the word of the successor
@@ -367,7 +368,7 @@ func (l *loop) restarted() {
 	switch {
 	case next == nil:
 	case l.isWord && r.termed:
-		l.asked = time.Time{}
+		l.asked, l.signal = time.Time{}, time.Time{}
 	default:
 		l.stop(*next)
 	}
@@ -375,7 +376,7 @@ func (l *loop) restarted() {
 
 // A stop is why this process is to stop.
 type stop struct {
-	reason  string
+	reason  string    // or "", if a server has failed
 	signal  os.Signal // by which it came, or nil
 	service bool      // the successor is to stop, too
 	err     error     // of a server that cannot go on, or nil
@@ -387,9 +388,10 @@ var unsupervised = stop{reason: "the supervisor has ended", service: true}
 // sent again.
 func (l *loop) stopSignal(sig os.Signal) {
 	switch {
-	case l.asked.IsZero(), l.state == lameDuck && sig == os.Interrupt:
+	case l.signal.IsZero(), l.state == lameDuck && sig == os.Interrupt:
+		l.signal = time.Now()
 		l.stop(stop{reason: sig.String(), signal: sig})
-	case time.Since(l.asked) >= sameSignal:
+	case time.Since(l.signal) >= sameSignal:
 		l.endNow(sig)
 	}
 }
@@ -404,7 +406,7 @@ func (l *loop) endNow(sig os.Signal) {
 
 // stop stops this process.
 func (l *loop) stop(s stop) {
-	if s.err == nil {
+	if s.reason != "" && l.asked.IsZero() {
 		l.asked = time.Now()
 	}
 	switch l.state {
@@ -417,7 +419,7 @@ func (l *loop) stop(s stop) {
 			l.stopAlone(s)
 		}
 	case draining, standby:
-		if s.err == nil {
+		if s.reason != "" {
 			l.stopAfterHandOver(s)
 		}
 	}
@@ -435,6 +437,9 @@ func (l *loop) stopRestart(s stop) {
 			return
 		default:
 		}
+	}
+	if l.next != nil {
+		s.err = errors.Join(l.next.err, s.err)
 	}
 	l.next, l.isWord = &s, false
 	if !isClosed(l.restart.giveUp) {
