@@ -3,6 +3,7 @@
 package handoff
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,23 +17,18 @@ import (
 // sendTimeout bounds how long a peer that does not read can hold up a sender.
 const sendTimeout = 10 * time.Second
 
+// postTimeout is how long one who does not wait for a message to be sent keeps others
+// from it.
+const postTimeout = 100 * time.Millisecond
+
 // A control is one end of the socket pair between two generations. Any
 // goroutine may send; one receives.
 type control struct {
 	conn *net.UnixConn
 
-	mu sync.Mutex // one message at a time
-
-	posting sync.Once
-	posted  chan post
-	closing sync.Once
-	closed  chan struct{}
-}
-
-// A post is a message that nobody waits for.
-type post struct {
-	message []byte
-	sent    chan<- struct{} // closed instead, if not nil
+	timeout time.Duration // sendTimeout
+	mu      sync.Mutex    // one message at a time
+	posts   queue         // of messages that nobody waits for
 }
 
 // newUnixConn takes the descriptor of a connected unix socket over.
@@ -56,7 +52,7 @@ func newUnixConn(fd int) (*net.UnixConn, error) {
 }
 
 func newControl(c *net.UnixConn) *control {
-	return &control{conn: c, posted: make(chan post, 64), closed: make(chan struct{})}
+	return &control{conn: c, timeout: sendTimeout, posts: queue{max: 64}}
 }
 
 // controlPair returns our end of a new socket pair, and the descriptor of the
@@ -82,12 +78,36 @@ func controlPair() (*control, int, error) {
 
 // send writes one message; the descriptors stay the caller's.
 func (c *control) send(k kind, body any, fds ...int) error {
-	return c.sendWithin(sendTimeout, k, body, fds...)
+	return c.write(c.timeout, k, body, fds)
 }
 
-// sendWithin is send for one who would rather try again later than hold up others for
-// long: after os.ErrDeadlineExceeded nothing was written.
-func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int) error {
+// sendLater is send for one who has time: as long as a peer does not read, others who
+// have something to say are held up for a moment only.
+func (c *control) sendLater(k kind, body any, fds ...int) error {
+	for {
+		err := c.write(postTimeout, k, body, fds)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// post sends a message, in the order of the calls, without waiting for a peer that does
+// not read: one that has left many unread does not get any more.
+func (c *control) post(k kind, body any) {
+	c.posts.add("", func() { c.sendLater(k, body) })
+}
+
+// flush waits until all that was posted is sent, or the timeout is over.
+func (c *control) flush(timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	c.posts.flush(ctx)
+}
+
+// write writes a message. If the error is os.ErrDeadlineExceeded and another message can
+// be written, then nothing of this one was.
+func (c *control) write(timeout time.Duration, k kind, body any, fds []int) error {
 	b, err := encode(k, body, len(fds))
 	if err != nil {
 		return err
@@ -96,57 +116,6 @@ func (c *control) sendWithin(timeout time.Duration, k kind, body any, fds ...int
 	if len(fds) > 0 {
 		rights = syscall.UnixRights(fds...)
 	}
-	return c.write(timeout, b, rights)
-}
-
-// post sends a message, in the order of the calls, without waiting for a peer that does
-// not read: one that has left many unread does not get any more.
-func (c *control) post(k kind, body any) {
-	if b, err := encode(k, body, 0); err == nil {
-		c.enqueue(post{message: b})
-	}
-}
-
-// flush waits until all that was posted is sent, or the timeout is over.
-func (c *control) flush(timeout time.Duration) {
-	sent := make(chan struct{})
-	if c.enqueue(post{sent: sent}) {
-		select {
-		case <-sent:
-		case <-c.closed:
-		case <-time.After(timeout):
-		}
-	}
-}
-
-func (c *control) enqueue(p post) bool {
-	c.posting.Do(func() { go c.sendPosted() })
-	select {
-	case c.posted <- p:
-		return true
-	default:
-		return false
-	}
-}
-
-func (c *control) sendPosted() {
-	var err error
-	for {
-		select {
-		case p := <-c.posted:
-			if p.sent != nil {
-				close(p.sent)
-			} else if err == nil {
-				err = c.write(sendTimeout, p.message, nil)
-			}
-		case <-c.closed:
-			return
-		}
-	}
-}
-
-// write writes a message, or nothing of it if the timeout is over before.
-func (c *control) write(timeout time.Duration, b, rights []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conn.SetWriteDeadline(time.Now().Add(timeout))
@@ -162,7 +131,7 @@ func (c *control) write(timeout time.Duration, b, rights []byte) error {
 			return err
 		}
 		rest, rights = rest[n:], nil
-		c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)) // what has begun must end
+		c.conn.SetWriteDeadline(time.Now().Add(c.timeout)) // what has begun must end
 	}
 	return nil
 }
@@ -177,14 +146,8 @@ func (c *control) receive() (*message, error) {
 		closeAll(r.fds)
 		return nil, err
 	}
-	m.truncated = r.truncated || len(r.fds) != m.announced
 	m.fds = r.fds
-	return m.message, nil
-}
-
-type announcedMessage struct {
-	*message
-	announced int // descriptors, by the header
+	return m, nil
 }
 
 // waitReadable waits until there is something to read, or the other end is closed.
@@ -204,26 +167,23 @@ func readable(fd uintptr) bool {
 }
 
 // readMessage reads a header and the body that it announces.
-func readMessage(r io.Reader) (announcedMessage, error) {
+func readMessage(r io.Reader) (*message, error) {
 	var header [headerSize]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
-		return announcedMessage{}, err
+		return nil, err
 	}
 	k, n, fds, err := parseHeader(header)
 	if err != nil {
-		return announcedMessage{}, err
+		return nil, err
 	}
 	body := make([]byte, n)
 	if _, err := io.ReadFull(r, body); err != nil {
-		return announcedMessage{}, fmt.Errorf("control message of kind %d, %d bytes: %w", k, n, io.ErrUnexpectedEOF)
+		return nil, fmt.Errorf("control message of kind %d, %d bytes: %w", k, n, io.ErrUnexpectedEOF)
 	}
-	return announcedMessage{&message{kind: k, body: body}, fds}, nil
+	return &message{kind: k, body: body, announced: fds}, nil
 }
 
-func (c *control) close() error {
-	c.closing.Do(func() { close(c.closed) })
-	return c.conn.Close()
-}
+func (c *control) close() error { return c.conn.Close() }
 
 // shutdown lets neither side send any more; what has arrived can still be
 // received. So a message either reaches the other side, or its sender learns
@@ -237,26 +197,17 @@ func (c *control) shutdown() {
 // A rightsReader reads a unix socket and collects the descriptors that come
 // with the bytes.
 type rightsReader struct {
-	conn      *net.UnixConn
-	fds       []int
-	truncated bool
+	conn *net.UnixConn
+	fds  []int
 }
 
 func (r *rightsReader) Read(b []byte) (int, error) {
 	oob := make([]byte, syscall.CmsgSpace(4*maxFDs))
-	n, oobn, flags, _, err := r.conn.ReadMsgUnix(b, oob)
-	if oobn > 0 {
-		fds, perr := parseRights(oob[:oobn])
-		r.fds = append(r.fds, fds...)
-		if err == nil {
-			err = perr
-		}
-	}
-	if flags&syscall.MSG_CTRUNC != 0 {
-		r.truncated = true
-	}
-	if n == 0 && err == nil && len(b) > 0 {
-		err = io.EOF
+	n, oobn, _, _, err := r.conn.ReadMsgUnix(b, oob)
+	fds, rightsErr := parseRights(oob[:oobn])
+	r.fds = append(r.fds, fds...)
+	if err == nil {
+		err = rightsErr
 	}
 	return n, err
 }
@@ -286,21 +237,15 @@ func closeAll(fds []int) {
 // withFDs calls f with the descriptors of conns, which stay open meanwhile.
 // Neither a copy is made nor, as (*os.File).Fd would, the socket switched to
 // blocking mode for everybody who shares it.
-func withFDs(conns []syscall.Conn, f func(fds []int) error) error {
-	var hold func(i int, fds []int) error
-	hold = func(i int, fds []int) error {
-		if i == len(conns) {
-			return f(fds)
-		}
-		raw, err := conns[i].SyscallConn()
-		if err != nil {
-			return err
-		}
-		var inner error
-		err = raw.Control(func(fd uintptr) {
-			inner = hold(i+1, append(fds, int(fd)))
-		})
-		return errors.Join(err, inner)
+func withFDs(conns []syscall.Conn, f func(fds []int) error, fds ...int) error {
+	if len(conns) == 0 {
+		return f(fds)
 	}
-	return hold(0, make([]int, 0, len(conns)))
+	raw, err := conns[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = withFDs(conns[1:], f, append(fds, int(fd))...) })
+	return errors.Join(err, inner)
 }

@@ -105,13 +105,15 @@ type moveBody struct {
 
 // A message is one as received. Its receiver owns the descriptors.
 type message struct {
-	kind kind
-	body []byte
-	fds  []int
-	// truncated says that descriptors were lost on the way: the receiver's
-	// table was full (MSG_CTRUNC).
-	truncated bool
+	kind      kind
+	body      []byte
+	announced int // descriptors, by its header
+	fds       []int
 }
+
+// truncated reports whether descriptors were lost on the way: the receiver's table was
+// full (MSG_CTRUNC).
+func (m *message) truncated() bool { return len(m.fds) != m.announced }
 
 // decode fills in the body.
 func (m *message) decode(body any) error {

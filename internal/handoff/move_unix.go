@@ -164,7 +164,7 @@ func (p *Predecessor) takeConns(m *message) {
 // takeMoved does so with those of the program's own.
 func (p *Predecessor) takeMoved(m *message) {
 	var b moveBody
-	if err := m.decode(&b); err != nil || len(m.fds) == 0 || len(b.States) != len(m.fds)-1 && !m.truncated {
+	if err := m.decode(&b); err != nil || len(m.fds) == 0 || len(b.States) != len(m.fds)-1 && !m.truncated() {
 		closeAll(m.fds)
 		return
 	}
@@ -207,7 +207,7 @@ func (m *message) take(refusal string) []*os.File {
 	body := takenBody{Error: refusal}
 	switch {
 	case refusal != "":
-	case m.truncated:
+	case m.truncated():
 		body.Error = fmt.Sprintf("descriptors were lost on the way: %v", syscall.EMFILE)
 	case nearLimit(fds):
 		body.Error = fmt.Sprintf("few descriptors are left: %v", syscall.EMFILE)

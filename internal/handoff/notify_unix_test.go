@@ -112,11 +112,11 @@ func TestManagerThatDoesNotReadHoldsUpNobody(t *testing.T) {
 			t.Errorf("Flush: %v", err)
 		}
 	})
-	m.mu.Lock()
-	if n := len(m.queue); n > maxNotes+2 {
+	m.notes.mu.Lock()
+	if n := len(m.notes.waiting); n > maxNotes+3 {
 		t.Errorf("%d states wait", n)
 	}
-	m.mu.Unlock()
+	m.notes.mu.Unlock()
 	letGo()
 	for i := range maxNotes {
 		if got, _ := manager.next(t); got != fmt.Sprintf("X_N=%d", i) {

@@ -126,7 +126,7 @@ func (p *Predecessor) receiveState() error {
 				return err
 			}
 			if b.Kind != Listener {
-				if m.truncated {
+				if m.truncated() {
 					closeAll(m.fds)
 					return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
 				}

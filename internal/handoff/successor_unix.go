@@ -16,9 +16,6 @@ import (
 	"time"
 )
 
-// tellTimeout is how long one who tells the successor much keeps others from it.
-const tellTimeout = 100 * time.Millisecond
-
 // A Successor is a process that was started to take our place. Whoever has called Start
 // owns it, and receives what Events brings.
 type Successor struct {
@@ -147,7 +144,7 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	providers[numberState] = func() []byte { return []byte(strconv.Itoa(s.g.Number)) }
 	go s.wait()
 	go s.receive()
-	go s.tell(described, providers)
+	s.control.posts.then(func() { s.tell(described, providers) })
 	return nil
 }
 
@@ -226,7 +223,8 @@ func (s *Successor) sockets() (open []syscall.Conn, described []*Socket, release
 	return open, described, release, nil
 }
 
-// tell sends what the successor must know of its sockets, and our state.
+// tell sends what the successor must know of its sockets, and our state. It may read that
+// long after its start.
 func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) {
 	// What cannot be said is left out: the successor waits for the end.
 	check := func(err error) {
@@ -234,30 +232,20 @@ func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) 
 			s.g.Logf("grace: telling the successor, pid %d, about its sockets: %v", s.Pid, err)
 		}
 	}
-	// It may read the first of this long after its start. Others have something to say
-	// meanwhile.
-	send := func(k kind, body any, fds ...int) error {
-		for {
-			err := s.control.sendWithin(tellTimeout, k, body, fds...)
-			if !errors.Is(err, os.ErrDeadlineExceeded) || isClosed(s.heard) {
-				return err
-			}
-		}
-	}
 	for _, sock := range sockets {
 		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
 		if sock.Kind == Listener {
-			check(send(kindSocket, body))
+			check(s.control.sendLater(kindSocket, body))
 			continue
 		}
 		check(withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
-			return send(kindSocket, body, fds...)
+			return s.control.sendLater(kindSocket, body, fds...)
 		}))
 	}
 	for name, provide := range providers {
-		check(send(kindState, stateBody{name, provide()}))
+		check(s.control.sendLater(kindState, stateBody{name, provide()}))
 	}
-	check(send(kindBegin, nil))
+	check(s.control.sendLater(kindBegin, nil))
 }
 
 // isGone reports whether an error says that the other end is closed.

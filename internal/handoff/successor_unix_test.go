@@ -277,7 +277,7 @@ func TestSuccessorThatReadsLateHearsAll(t *testing.T) {
 		defer close(done)
 		s.tell(told, nil)
 	}()
-	time.Sleep(3 * tellTimeout)
+	time.Sleep(3 * postTimeout)
 	if isClosed(done) {
 		t.Fatal("all fits: too few for this test")
 	}
