@@ -288,7 +288,7 @@ func (l *loop) tick() {
 	took := time.Since(l.begun)
 	left := l.left()
 	if !isClosed(l.g.Predecessor.Drained()) {
-		left += fmt.Sprintf("; predecessor pid %d is still draining", l.g.PredecessorPid())
+		left += fmt.Sprintf("; predecessor pid %d is still draining", l.g.Predecessor.Pid)
 	}
 	if took >= l.progress.due() {
 		for took >= l.progress.due() {

@@ -50,7 +50,7 @@ func played(t *testing.T, listeners ...io.Closer) (*Predecessor, *control, *line
 	g.Manager = newManager(g, &birth{})
 	g.Predecessor = newPredecessor(g, ours)
 	for i, l := range listeners {
-		g.unused = append(g.unused, &Socket{Kind: Listener, Open: l, index: i})
+		g.sockets = append(g.sockets, &Socket{Kind: Listener, Open: l, index: i})
 	}
 	return g.Predecessor, peer, said
 }
@@ -91,7 +91,7 @@ func TestSuccessorLearnsWhatItInherits(t *testing.T) {
 	}
 
 	var got []string
-	for _, s := range p.g.unused {
+	for _, s := range p.g.sockets {
 		got = append(got, fmt.Sprintf("%s %s %s %q activated=%v place=%d", s.Kind, s.Network, s.Address, s.Name, s.Activated, s.index))
 	}
 	want := []string{
@@ -141,7 +141,7 @@ func TestNamedFileStaysAFile(t *testing.T) {
 	if err := p.receiveState(); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range p.g.unused {
+	for _, s := range p.g.sockets {
 		if s.Kind != File || s.File() == nil {
 			t.Errorf("the file %q has become a %s", s.Name, s.Kind)
 		}
@@ -386,7 +386,7 @@ func TestNobodyIsToldWithoutAPredecessor(t *testing.T) {
 	p.ServeAgain()
 	p.OnMove(func(net.Conn, []byte) {})
 	p.Flush(patience)
-	if p.HasOnMove() || p.Stop() != nil || p.Statuses() != nil {
+	if isClosed(p.Stop()) || len(p.Statuses()) > 0 {
 		t.Error("nobody has something to say")
 	}
 	if g.Origin != Fresh || g.Err != nil || g.Number != 1 || g.State("any") != nil {
@@ -402,7 +402,7 @@ func TestReadyDoesNotSignalAParentOfAnotherProgram(t *testing.T) {
 	}
 	g := newGeneration()
 	g.Manager = newManager(g, &birth{})
-	g.Origin, g.ppid = SucceededLegacy, os.Getppid()
+	g.Origin, g.Predecessor.Pid = SucceededLegacy, os.Getppid()
 	if err := g.Ready(); err != nil {
 		t.Error(err)
 	}

@@ -28,15 +28,14 @@ type playedProcess struct {
 
 func (p *playedProcess) pid() int                  { return noProcess }
 func (p *playedProcess) wait(<-chan struct{}) exit { return <-p.end }
-func (p *playedProcess) signal(sig os.Signal) error {
+func (p *playedProcess) Signal(sig os.Signal) error {
 	p.signals <- sig
 	return nil
 }
 
 // ended is how a process ends with a status.
 func ended(code int) exit {
-	status := syscall.WaitStatus(code << 8)
-	return exit{status: status, err: statusError(status)}
+	return exit{err: fmt.Errorf("exit status %d", code), success: code == 0}
 }
 
 // playedSuccessor returns a successor whose process, and end of the control socket, the
@@ -168,8 +167,8 @@ func TestEventsComeInTheOrderOfWords(t *testing.T) {
 		send(t, peer, w.kind, w.body)
 	}
 	s.expect(t, Ready)
-	if !s.Waits() || s.Moves() != canMove || s.MovesOwn() != canMove {
-		t.Errorf("it runs Wait: %v; takes connections: %v, and the program's own: %v", s.Waits(), s.Moves(), s.MovesOwn())
+	if !s.Waits() || s.Moves() != canMove || !s.movesOwn.Load() {
+		t.Errorf("it runs Wait: %v; takes connections: %v, and the program's own: %v", s.Waits(), s.Moves(), s.movesOwn.Load())
 	}
 	s.expect(t, HandsOver, ServesAgain, Stops, HandsOver)
 	if s.HasEnded() {

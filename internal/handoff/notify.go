@@ -1,11 +1,10 @@
-//go:build unix
-
 package handoff
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -48,6 +47,17 @@ func newManager(g *Generation, b *birth) *Manager {
 		go m.watchSupervisor()
 	}
 	return m
+}
+
+// watchSupervisor waits for the supervisor's end: it never writes. A program with
+// a signal loop of its own gets SIGTERM then.
+func (m *Manager) watchSupervisor() {
+	io.Copy(io.Discard, m.supervisor)
+	close(m.unsupervised)
+	if !m.g.Owned() {
+		m.g.Logf("grace: the supervisor has ended: stopping pid %d", os.Getpid())
+		kill(os.Getpid(), syscall.SIGTERM)
+	}
 }
 
 // Listens reports whether somebody does.
@@ -119,12 +129,8 @@ func (m *Manager) write(state string, fds ...int) error {
 	if m.supervisor == nil {
 		return systemd.Notify(m.socket, state, fds...)
 	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = syscall.UnixRights(fds...)
-	}
 	m.supervisor.SetWriteDeadline(time.Now().Add(sendTimeout))
-	_, _, err := m.supervisor.WriteMsgUnix([]byte(state), oob, nil)
+	_, _, err := m.supervisor.WriteMsgUnix([]byte(state), rightsOf(fds), nil)
 	return err
 }
 

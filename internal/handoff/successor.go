@@ -1,5 +1,3 @@
-//go:build unix
-
 package handoff
 
 import (
@@ -15,6 +13,21 @@ import (
 	"syscall"
 	"time"
 )
+
+// A process is one that we have started.
+type process interface {
+	pid() int
+	// wait waits for its end. Where that cannot be waited for, silent is closed when it
+	// can say no more, which it can until its end.
+	wait(silent <-chan struct{}) exit
+	Signal(sig os.Signal) error
+}
+
+// An exit is how a process has ended.
+type exit struct {
+	err     error // in words
+	success bool  // it is known that the status is 0
+}
 
 // A Successor is a process that was started to take our place. Whoever has called Start
 // owns it, and receives what Events brings.
@@ -34,15 +47,13 @@ type Successor struct {
 	said     atomic.Int64  // messages that were read, or are just being
 	received atomic.Int64  // those that Events has brought
 	heard    chan struct{} // closed when it can say no more
-	ended    chan struct{} // closed when it has ended
+	ended    chan struct{} // closed when it has ended, though it may still be heard
 	exit     exit          // how; set before ended is closed
-	dead     atomic.Bool   // it has ended, and may still be heard
 
 	takes    atomic.Bool           // it takes connections over
 	movesOwn atomic.Bool           // those of the program's own too
 	waits    atomic.Bool           // it runs Wait
 	kept     atomic.Pointer[[]int] // the sockets that it serves on, if it has said so
-	moved    atomic.Int64          // connections that it has taken
 }
 
 // An Event is what a successor says, or what becomes of it, in order.
@@ -95,6 +106,38 @@ func (g *Generation) Start(listeners []net.Listener, sibling bool) (*Successor, 
 	return s, nil
 }
 
+// StartAlone starts a successor for a program with a signal loop of its own, which gets
+// SIGTERM when it is ready. The program decides what follows: nothing is done about a
+// successor that is late, or fails later.
+func (g *Generation) StartAlone() (pid int, err error) {
+	s, err := g.Start(nil, false)
+	if err != nil {
+		return 0, err
+	}
+	go s.followAlone()
+	return s.Pid, nil
+}
+
+func (s *Successor) followAlone() {
+	ready := false
+	for e := range s.events {
+		switch e {
+		case Ready:
+			if !ready {
+				ready = true
+				kill(os.Getpid(), syscall.SIGTERM)
+			}
+		case Ended:
+			if !ready && !s.Succeeded() {
+				s.TakeBack()
+				s.g.Logf("restart failed: %v after %v (before it was ready); still serving with pid %d",
+					s.ExitError(), time.Since(s.Started).Round(time.Millisecond), os.Getpid())
+			}
+			return
+		}
+	}
+}
+
 // forget lets another successor be started.
 func (g *Generation) forget(s *Successor) {
 	g.mu.Lock()
@@ -114,7 +157,7 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", born.args[0], err)
 	}
-	defer syscall.Close(theirs)
+	defer closeAll([]int{theirs})
 
 	// From now on closing a socket here must not take its path from the
 	// successor: one built on facebookgo/grace may be ready without our knowing.
@@ -152,75 +195,70 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 // then those of the pool; and what to tell of them and of what else travels.
 // release closes what was opened for that.
 func (s *Successor) sockets() (open []syscall.Conn, described []*Socket, release func(), err error) {
-	var files []*os.File
+	var copies []*os.File
 	release = func() {
-		for _, f := range files {
+		for _, f := range copies {
 			f.Close()
 		}
 	}
-	pool := s.g.all()
-	byID := make(map[socketID]*Socket, len(pool))
-	for _, sock := range pool {
+	var rest []*Socket // that do not listen
+	pool := map[socketID]*Socket{}
+	inOrder := []socketID{}
+	for _, sock := range s.g.all() {
 		if sock.Kind != Listener {
-			continue
-		}
-		if id, err := identify(sock.conn()); err == nil {
-			byID[id] = sock
+			rest = append(rest, sock)
+		} else if id, err := identify(sock.conn()); err == nil { // else it was closed meanwhile
+			pool[id] = sock
+			inOrder = append(inOrder, id)
 		}
 	}
-
-	pass := func(c syscall.Conn, sock *Socket) error {
-		id, err := identify(c)
-		if err != nil {
-			return err
+	pass := func(id socketID, c syscall.Conn, sock *Socket) {
+		if _, twice := s.passed[id]; !twice {
+			s.passed[id] = len(open)
+			open, described = append(open, c), append(described, sock)
 		}
-		if known := byID[id]; known != nil {
-			sock = known
-		}
-		if _, twice := s.passed[id]; twice {
-			return nil
-		}
-		s.passed[id] = len(open)
-		open, described = append(open, c), append(described, sock)
-		return nil
 	}
 	for _, l := range s.listeners {
-		c, ok := l.(syscall.Conn)
-		if ok {
-			_, err := c.SyscallConn()
-			ok = !errors.Is(err, errors.ErrUnsupported) // a wrapper of one that has only File
+		c, err := connOf(l)
+		if f, ok := c.(*os.File); ok {
+			copies = append(copies, f)
 		}
-		if !ok {
-			filer, ok := l.(interface{ File() (*os.File, error) })
-			if !ok {
-				return nil, nil, release, fmt.Errorf("listener %s: %T gives access to no descriptor", l.Addr(), l)
-			}
-			f, err := filer.File()
-			if err != nil {
-				return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
-			}
-			files = append(files, f)
-			c = f
+		var id socketID
+		if err == nil {
+			id, err = identify(c)
 		}
-		if err := pass(c, &Socket{Kind: Listener, index: -1}); err != nil {
+		if err != nil {
 			return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
 		}
-		if id, err := identify(c); err == nil && byID[id] == nil {
+		sock := pool[id]
+		if sock == nil {
+			sock = &Socket{Kind: Listener}
 			s.bare = append(s.bare, l)
 		}
+		pass(id, c, sock)
 	}
-	for _, sock := range pool {
-		if sock.Kind == Listener {
-			// One that is closed meanwhile is not passed on.
-			_ = pass(sock.conn(), sock)
+	for _, id := range inOrder {
+		pass(id, pool[id].conn(), pool[id])
+	}
+	return open, append(described, rest...), release, nil
+}
+
+// connOf returns what gives access to a listener's descriptor: the listener itself, or a
+// copy of its file.
+func connOf(l net.Listener) (syscall.Conn, error) {
+	if c, ok := l.(syscall.Conn); ok {
+		if _, err := c.SyscallConn(); !errors.Is(err, errors.ErrUnsupported) { // a wrapper of one that has only File
+			return c, nil
 		}
 	}
-	for _, sock := range pool {
-		if sock.Kind != Listener {
-			described = append(described, sock)
+	if l, ok := l.(interface{ File() (*os.File, error) }); ok {
+		f, err := l.File()
+		if err != nil {
+			return nil, err
 		}
+		return f, nil
 	}
-	return open, described, release, nil
+	return nil, fmt.Errorf("%T gives access to no descriptor", l)
 }
 
 // tell sends what the successor must know of its sockets, and our state. It may read that
@@ -256,18 +294,15 @@ func isGone(err error) bool {
 // wait waits for the successor's end.
 func (s *Successor) wait() {
 	s.exit = s.process.wait(s.heard)
-	s.dead.Store(true)
-	s.control.shutdown() // its children may still hold the other end
-	<-s.heard
-	s.g.forget(s)
 	close(s.ended)
+	s.control.shutdown() // its children may still hold the other end
 }
 
 // receive takes the successor's words until it can say no more, then waits for its end.
 func (s *Successor) receive() {
 	raw, err := s.control.conn.SyscallConn()
 	for err == nil {
-		if err = waitReadable(raw); err != nil {
+		if err = raw.Read(readable); err != nil {
 			break
 		}
 		s.said.Add(1)
@@ -283,6 +318,7 @@ func (s *Successor) receive() {
 		s.emit(Silent)
 	}
 	<-s.ended
+	s.g.forget(s)
 	s.emit(Ended)
 }
 
@@ -346,13 +382,13 @@ func (s *Successor) Unheard() bool {
 }
 
 // HasEnded reports whether it has ended, though Events may still have to say so.
-func (s *Successor) HasEnded() bool { return s.dead.Load() }
+func (s *Successor) HasEnded() bool { return isClosed(s.ended) }
 
 // Waits reports whether it runs Wait.
 func (s *Successor) Waits() bool { return s.waits.Load() }
 
 // Succeeded reports whether it has ended with status 0.
-func (s *Successor) Succeeded() bool { return isClosed(s.ended) && s.exit.success() }
+func (s *Successor) Succeeded() bool { return s.HasEnded() && s.exit.success }
 
 // ExitError says how the successor ended: an *exec.ExitError if it was our child.
 func (s *Successor) ExitError() error {
@@ -371,7 +407,7 @@ func (s *Successor) IsOriginal() bool {
 }
 
 // Signal sends a signal, unless the successor has ended.
-func (s *Successor) Signal(sig os.Signal) { s.process.signal(sig) }
+func (s *Successor) Signal(sig os.Signal) { s.process.Signal(sig) }
 
 // GiveUp says that we no longer wait for the successor to be ready. It answers with
 // Silent, unless it says just now that it is Ready; one that hangs does not answer.
@@ -380,7 +416,7 @@ func (s *Successor) GiveUp() { s.control.post(kindGiveUp, nil) }
 // Kill ends the successor. It is not heard any more.
 func (s *Successor) Kill() {
 	s.control.shutdown()
-	s.process.signal(syscall.SIGKILL)
+	s.process.Signal(syscall.SIGKILL)
 }
 
 // Stop passes on that this process was told to stop, as the service manager's main
@@ -450,9 +486,3 @@ func (s *Successor) place(listener syscall.Conn) (place int, ok bool, err error)
 
 // Moves reports whether it takes connections over.
 func (s *Successor) Moves() bool { return canMove && s.takes.Load() && !isClosed(s.heard) }
-
-// MovesOwn reports whether it takes those of the program's own.
-func (s *Successor) MovesOwn() bool { return s.Moves() && s.movesOwn.Load() }
-
-// Moved returns how many connections the successor has taken over.
-func (s *Successor) Moved() int { return int(s.moved.Load()) }

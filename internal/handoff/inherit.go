@@ -1,5 +1,3 @@
-//go:build unix
-
 package handoff
 
 import (
@@ -39,8 +37,12 @@ var born = inherit()
 // inherit is all that happens before main: what is inherited becomes close-on-exec, and
 // our variables leave the environment, before anybody can start a process.
 func inherit() *birth {
-	b := &birth{args: slices.Clone(os.Args), env: os.Environ(), ppid: os.Getppid()}
+	b := &birth{args: slices.Clone(os.Args), ppid: os.Getppid()}
 	b.dir, b.dirErr = os.Getwd()
+	if !inherits {
+		return b
+	}
+	b.env = os.Environ()
 	b.closeOnExec()
 	supervisor, supervisorErr := b.announcedFD(envSupervisor)
 	control, controlErr := b.announcedFD(envControl)
@@ -60,7 +62,7 @@ func inherit() *birth {
 		// one built on this library, and has passed it on without knowing.
 		if controlErr = nil; control >= 0 {
 			b.taken = append(b.taken, control)
-			syscall.Close(control)
+			closeAll([]int{control})
 		}
 	case controlErr == nil:
 		b.control, controlErr = b.openControl(control)
@@ -82,10 +84,8 @@ func (b *birth) getenv(name string) string {
 	return ""
 }
 
-// closeOnExec looks at the descriptors that were announced to the process. One
-// that was inherited is not close-on-exec (exec would have closed it), one of
-// the Go runtime's own is: so a number too large never reaches beyond what was
-// inherited.
+// closeOnExec looks at the descriptors that were announced to the process. A number too
+// large never reaches beyond what was inherited.
 func (b *birth) closeOnExec() {
 	announced := b.announcedSockets()
 	for _, name := range []string{envControl, envSupervisor} {
@@ -93,13 +93,8 @@ func (b *birth) closeOnExec() {
 			announced++ // it comes after the sockets
 		}
 	}
-	for ; b.descriptors < announced; b.descriptors++ {
-		fd := firstFD + b.descriptors
-		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
-		if errno != 0 || flags&syscall.FD_CLOEXEC != 0 {
-			return
-		}
-		syscall.CloseOnExec(fd)
+	for b.descriptors < announced && claim(firstFD+b.descriptors) {
+		b.descriptors++
 	}
 }
 
@@ -154,7 +149,7 @@ func (b *birth) takeConn(fd int, name string) (*net.UnixConn, error) {
 func (b *birth) closeInherited() {
 	for fd := firstFD; fd < firstFD+b.descriptors; fd++ {
 		if !slices.Contains(b.taken, fd) {
-			syscall.Close(fd)
+			closeAll([]int{fd})
 		}
 	}
 }
@@ -165,7 +160,7 @@ func (b *birth) listening(n int) bool {
 		return false
 	}
 	for fd := firstFD; fd < firstFD+n; fd++ {
-		if is, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil || is == 0 {
+		if !isListening(fd) {
 			return false
 		}
 	}
@@ -211,7 +206,6 @@ func sameFile(a, b string) bool {
 // load makes of what was inherited what it is. On an error nothing is.
 func (g *Generation) load() {
 	b := born
-	g.ppid = b.ppid
 	g.Manager = newManager(g, b)
 	unsetenv(managing...)
 	if b.err != nil {
@@ -237,7 +231,7 @@ func (g *Generation) load() {
 	}
 	if err := g.inherit(a); err != nil {
 		g.Err = err
-		g.closeUnused()
+		g.Discard()
 		return
 	}
 	if a.count > 0 {
@@ -268,7 +262,7 @@ func (g *Generation) inherit(a announcement) error {
 			s.Name = a.names[i]
 		}
 		s.open(firstFD + i)
-		g.unused = append(g.unused, s)
+		g.sockets = append(g.sockets, s)
 	}
 	g.Origin = a.origin
 	if a.origin != Succeeded {

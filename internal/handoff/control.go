@@ -1,5 +1,3 @@
-//go:build unix
-
 package handoff
 
 import (
@@ -31,12 +29,18 @@ type control struct {
 	posts   queue         // of messages that nobody waits for
 }
 
+// controlPair returns our end of a new socket pair, and the descriptor of the
+// other end, which is the caller's to close.
+func controlPair() (*control, int, error) {
+	c, theirs, err := socketPair(syscall.SOCK_STREAM)
+	if err != nil {
+		return nil, 0, err
+	}
+	return newControl(c), theirs, nil
+}
+
 // newUnixConn takes the descriptor of a connected unix socket over.
 func newUnixConn(fd int) (*net.UnixConn, error) {
-	if err := syscall.SetNonblock(fd, true); err != nil {
-		syscall.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
-	}
 	f := os.NewFile(uintptr(fd), "unix socket")
 	defer f.Close()
 	c, err := net.FileConn(f)
@@ -53,27 +57,6 @@ func newUnixConn(fd int) (*net.UnixConn, error) {
 
 func newControl(c *net.UnixConn) *control {
 	return &control{conn: c, timeout: sendTimeout, posts: queue{max: 64}}
-}
-
-// controlPair returns our end of a new socket pair, and the descriptor of the
-// other end, which is the caller's to close.
-func controlPair() (*control, int, error) {
-	syscall.ForkLock.RLock()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err == nil {
-		syscall.CloseOnExec(fds[0])
-		syscall.CloseOnExec(fds[1])
-	}
-	syscall.ForkLock.RUnlock()
-	if err != nil {
-		return nil, 0, os.NewSyscallError("socketpair", err)
-	}
-	c, err := newUnixConn(fds[0])
-	if err != nil {
-		syscall.Close(fds[1])
-		return nil, 0, err
-	}
-	return newControl(c), fds[1], nil
 }
 
 // send writes one message; the descriptors stay the caller's.
@@ -112,14 +95,10 @@ func (c *control) write(timeout time.Duration, k kind, body any, fds []int) erro
 	if err != nil {
 		return err
 	}
-	var rights []byte
-	if len(fds) > 0 {
-		rights = syscall.UnixRights(fds...)
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conn.SetWriteDeadline(time.Now().Add(timeout))
-	for rest := b; len(rest) > 0; {
+	for rest, rights := b, rightsOf(fds); len(rest) > 0; {
 		n, _, err := c.conn.WriteMsgUnix(rest, rights, nil)
 		if err != nil {
 			if len(rest) < len(b) {
@@ -150,22 +129,6 @@ func (c *control) receive() (*message, error) {
 	return m, nil
 }
 
-// waitReadable waits until there is something to read, or the other end is closed.
-func waitReadable(raw syscall.RawConn) error {
-	return raw.Read(readable)
-}
-
-// readable reports whether a non-blocking socket has something to read, and
-// leaves it there.
-func readable(fd uintptr) bool {
-	for {
-		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
-		if err != syscall.EINTR {
-			return err != syscall.EAGAIN
-		}
-	}
-}
-
 // readMessage reads a header and the body that it announces.
 func readMessage(r io.Reader) (*message, error) {
 	var header [headerSize]byte
@@ -183,55 +146,22 @@ func readMessage(r io.Reader) (*message, error) {
 	return &message{kind: k, body: body, announced: fds}, nil
 }
 
-func (c *control) close() error { return c.conn.Close() }
-
 // shutdown lets neither side send any more; what has arrived can still be
 // received. So a message either reaches the other side, or its sender learns
 // that it did not.
 func (c *control) shutdown() {
 	if raw, err := c.conn.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
+		raw.Control(shutdown)
 	}
 }
+
+func (c *control) close() error { return c.conn.Close() }
 
 // A rightsReader reads a unix socket and collects the descriptors that come
 // with the bytes.
 type rightsReader struct {
 	conn *net.UnixConn
 	fds  []int
-}
-
-func (r *rightsReader) Read(b []byte) (int, error) {
-	oob := make([]byte, syscall.CmsgSpace(4*maxFDs))
-	n, oobn, _, _, err := r.conn.ReadMsgUnix(b, oob)
-	fds, rightsErr := parseRights(oob[:oobn])
-	r.fds = append(r.fds, fds...)
-	if err == nil {
-		err = rightsErr
-	}
-	return n, err
-}
-
-func parseRights(oob []byte) ([]int, error) {
-	msgs, err := syscall.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, err
-	}
-	var all []int
-	for i := range msgs {
-		fds, err := syscall.ParseUnixRights(&msgs[i])
-		if err != nil {
-			return all, err
-		}
-		all = append(all, fds...)
-	}
-	return all, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		syscall.Close(fd)
-	}
 }
 
 // withFDs calls f with the descriptors of conns, which stay open meanwhile.

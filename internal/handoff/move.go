@@ -1,5 +1,3 @@
-//go:build unix
-
 package handoff
 
 import (
@@ -71,18 +69,14 @@ func (s *Successor) offer(k kind, body any, conns []syscall.Conn, timeout time.D
 	err = withFDs(conns, func(fds []int) error {
 		return s.sendConns(k, body, append([]int{theirs}, fds...))
 	})
-	syscall.Close(theirs)
+	closeAll([]int{theirs})
 	if err != nil {
 		if isGone(err) {
 			err = ErrGone
 		}
 		return err
 	}
-	if err := s.awaitAnswer(answer, timeout); err != nil {
-		return err
-	}
-	s.moved.Add(int64(len(conns)))
-	return nil
+	return s.awaitAnswer(answer, timeout)
 }
 
 // sendConns sends a batch. The kernel limits the descriptors on their way
@@ -202,8 +196,8 @@ func isTemporary(err error) bool {
 
 // take answers a batch, and returns its connections, or nil if it was refused.
 func (m *message) take(refusal string) []*os.File {
-	answer, fds := m.fds[0], m.fds[1:]
-	defer syscall.Close(answer)
+	answer, fds := os.NewFile(uintptr(m.fds[0]), "answer"), m.fds[1:]
+	defer answer.Close()
 	body := takenBody{Error: refusal}
 	switch {
 	case refusal != "":
@@ -215,7 +209,7 @@ func (m *message) take(refusal string) []*os.File {
 	// They are ours only once the predecessor can know.
 	text, err := encode(kindTaken, body, 0)
 	if err == nil {
-		_, err = syscall.Write(answer, text)
+		_, err = answer.Write(text)
 	}
 	if err != nil || body.Error != "" {
 		closeAll(fds)
@@ -223,7 +217,7 @@ func (m *message) take(refusal string) []*os.File {
 	}
 	conns := make([]*os.File, len(fds))
 	for i, fd := range fds {
-		syscall.SetNonblock(fd, true)
+		setNonblock(fd)
 		conns[i] = os.NewFile(uintptr(fd), "connection")
 	}
 	return conns
