@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +26,7 @@ type control struct {
 	timeout time.Duration // sendTimeout
 	mu      sync.Mutex    // one message at a time
 	posts   queue         // of messages that nobody waits for
+	rights  []int         // descriptors of the message that is being received
 }
 
 // controlPair returns our end of a new socket pair, and the descriptor of the
@@ -82,11 +82,7 @@ func (c *control) post(k kind, body any) {
 }
 
 // flush waits until all that was posted is sent, or the timeout is over.
-func (c *control) flush(timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	c.posts.flush(ctx)
-}
+func (c *control) flush(timeout time.Duration) { c.posts.flushWithin(timeout) }
 
 // write writes a message. If the error is os.ErrDeadlineExceeded and another message can
 // be written, then nothing of this one was.
@@ -119,13 +115,13 @@ func (c *control) write(timeout time.Duration, k kind, body any, fds []int) erro
 // descriptors cannot be taken for those of another message. The error is
 // io.EOF when the other end is closed.
 func (c *control) receive() (*message, error) {
-	r := &rightsReader{conn: c.conn}
-	m, err := readMessage(r)
+	c.rights = nil
+	m, err := readMessage(c)
 	if err != nil {
-		closeAll(r.fds)
+		closeAll(c.rights)
 		return nil, err
 	}
-	m.fds = r.fds
+	m.fds = c.rights
 	return m, nil
 }
 
@@ -156,13 +152,6 @@ func (c *control) shutdown() {
 }
 
 func (c *control) close() error { return c.conn.Close() }
-
-// A rightsReader reads a unix socket and collects the descriptors that come
-// with the bytes.
-type rightsReader struct {
-	conn *net.UnixConn
-	fds  []int
-}
 
 // withFDs calls f with the descriptors of conns, which stay open meanwhile.
 // Neither a copy is made nor, as (*os.File).Fd would, the socket switched to

@@ -86,8 +86,10 @@ type Generation struct {
 	Predecessor *Predecessor
 	Manager     *Manager
 
-	ready    sync.Once
-	readyErr error
+	ready  func() error
+	logger atomic.Pointer[log.Logger]
+	phase  atomic.Int32
+	last   atomic.Pointer[Restarted]
 
 	mu        sync.Mutex // guards what follows
 	successor *Successor // starting or serving
@@ -95,10 +97,6 @@ type Generation struct {
 	owner     chan *Request // nil: nobody runs Wait
 	released  chan struct{} // closed when the owner no longer does
 	stopping  bool
-	logger    *log.Logger
-	last      Restarted
-
-	phase atomic.Int32
 }
 
 // A Request asks the owner of restarts for one.
@@ -125,6 +123,7 @@ var Self = sync.OnceValue(func() *Generation {
 func newGeneration() *Generation {
 	g := &Generation{Number: 1, providers: map[string]func() []byte{}}
 	g.Predecessor = newPredecessor(g, nil)
+	g.ready = sync.OnceValue(g.becomeReady)
 	return g
 }
 
@@ -151,31 +150,30 @@ func (g *Generation) Receive(l net.Listener, take func([]*os.File, []Waiting)) {
 
 // Ready tells the predecessor that we serve, once; later calls return what the
 // first did. What was inherited and never asked for is closed.
-func (g *Generation) Ready() error {
-	g.ready.Do(func() {
-		switch g.Origin {
-		case Succeeded:
-			kept := []int{}
-			for _, s := range g.inUse() {
-				if s.Kind == Listener && s.index >= 0 {
-					kept = append(kept, s.index)
-				}
+func (g *Generation) Ready() error { return g.ready() }
+
+func (g *Generation) becomeReady() (err error) {
+	switch g.Origin {
+	case Succeeded:
+		kept := []int{}
+		for _, s := range g.inUse() {
+			if s.Kind == Listener && s.index >= 0 {
+				kept = append(kept, s.index)
 			}
-			g.readyErr = g.Predecessor.ready(kept)
-		case SucceededLegacy:
-			g.readyErr = g.termPredecessor()
 		}
-		if g.readyErr != nil && g.Origin == Succeeded {
-			return // the predecessor serves on
+		if err := g.Predecessor.ready(kept); err != nil {
+			return err // the predecessor serves on
 		}
-		unsetenv(announcing...)
-		if g.Manager.Supervised() {
-			g.Manager.Tell("MAINPID=" + strconv.Itoa(os.Getpid()))
-		}
-		g.Discard()
-		g.keepPaths(false)
-	})
-	return g.readyErr
+	case SucceededLegacy:
+		err = g.termPredecessor()
+	}
+	unsetenv(announcing...)
+	if g.Manager.Supervised() {
+		g.Manager.Tell("MAINPID=" + strconv.Itoa(os.Getpid()))
+	}
+	g.Discard()
+	g.keepPaths(false)
+	return err
 }
 
 // termPredecessor tells a predecessor that is built on facebookgo/grace that we serve,
@@ -263,19 +261,10 @@ func (g *Generation) Owned() bool {
 }
 
 // SetLogger chooses where failures go that have no caller to return to.
-func (g *Generation) SetLogger(l *log.Logger) {
-	g.mu.Lock()
-	g.logger = l
-	g.mu.Unlock()
-}
+func (g *Generation) SetLogger(l *log.Logger) { g.logger.Store(l) }
 
 // Logf writes a line to the logger that was chosen.
-func (g *Generation) Logf(format string, args ...any) {
-	g.mu.Lock()
-	l := g.logger
-	g.mu.Unlock()
-	Logf(l, format, args...)
-}
+func (g *Generation) Logf(format string, args ...any) { Logf(g.logger.Load(), format, args...) }
 
 // Successor returns the successor that is starting or serving, or nil.
 func (g *Generation) Successor() *Successor {

@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -36,11 +35,7 @@ func Logf(to *log.Logger, format string, args ...any) {
 }
 
 // FlushLog waits until all lines are written, but no longer than the timeout.
-func FlushLog(timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	logging.flush(ctx)
-}
+func FlushLog(timeout time.Duration) { logging.flushWithin(timeout) }
 
 // errExited is why a hook has no result.
 var errExited = errors.New("it has called runtime.Goexit")

@@ -92,7 +92,7 @@ func (p *Predecessor) Holds() string {
 func (p *Predecessor) receiveState() error {
 	p.control.conn.SetReadDeadline(time.Now().Add(stateTimeout))
 	defer p.control.conn.SetReadDeadline(time.Time{})
-	g, listener := p.g, 0
+	listeners := 0
 	for {
 		m, err := p.control.receive()
 		if err != nil {
@@ -101,42 +101,48 @@ func (p *Predecessor) receiveState() error {
 		switch m.kind {
 		case kindSocket:
 			var b socketBody
-			if err := m.decode(&b); err != nil {
-				closeAll(m.fds)
-				return err
+			if err = m.decode(&b); err != nil {
+				break
 			}
 			if b.Kind != Listener {
-				if m.truncated() {
-					closeAll(m.fds)
-					return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
+				if err = p.inherit(b, m); err == nil {
+					continue
 				}
-				for _, fd := range m.fds {
-					s := &Socket{Network: b.Network, Address: b.Address, Name: b.Name, Activated: b.Activated, index: -1}
-					if b.Kind == File {
-						s.Kind, s.Open = File, os.NewFile(uintptr(fd), b.Name)
-					} else {
-						s.open(fd)
-					}
-					g.sockets = append(g.sockets, s)
-				}
-				continue
+				break
 			}
-			if listener < len(g.sockets) && g.sockets[listener].index == listener {
-				s := g.sockets[listener]
-				s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+			if all := p.g.sockets; listeners < len(all) && all[listeners].index == listeners {
+				all[listeners].describe(b)
 			}
-			listener++
+			listeners++
 		case kindState:
 			var b stateBody
-			if err := m.decode(&b); err != nil {
-				return err
+			if err = m.decode(&b); err == nil {
+				p.states[b.Name] = b.Value
 			}
-			p.states[b.Name] = b.Value
-		case kindBegin:
-			return nil
 		}
 		closeAll(m.fds) // of no use to us
+		if err != nil || m.kind == kindBegin {
+			return err
+		}
 	}
+}
+
+// inherit makes sockets of descriptors that do not listen.
+func (p *Predecessor) inherit(b socketBody, m *message) error {
+	if m.truncated() {
+		return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
+	}
+	for _, fd := range m.fds {
+		s := &Socket{index: -1}
+		s.describe(b)
+		if b.Kind == File {
+			s.Kind, s.Open = File, os.NewFile(uintptr(fd), b.Name)
+		} else {
+			s.open(fd)
+		}
+		p.g.sockets = append(p.g.sockets, s)
+	}
+	return nil
 }
 
 // number is which generation it is: 1 is the first.
@@ -158,11 +164,8 @@ func (p *Predecessor) receive() {
 			return
 		}
 		switch m.kind {
-		case kindConns:
+		case kindConns, kindMove:
 			p.takeConns(m)
-			continue
-		case kindMove:
-			p.takeMoved(m)
 			continue
 		case kindStatus:
 			var b statusBody

@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // A queue calls functions one after the other, in a goroutine that ends when none is left:
@@ -65,6 +66,13 @@ func (q *queue) run() {
 		q.mu.Unlock()
 		next.do()
 	}
+}
+
+// flushWithin is flush for no longer than a timeout.
+func (q *queue) flushWithin(timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	q.flush(ctx)
 }
 
 // flush waits until all that waits now was called, but no longer than ctx.

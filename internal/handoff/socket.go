@@ -69,6 +69,11 @@ func (s *Socket) Addr() net.Addr {
 	return nil
 }
 
+// describe notes what a predecessor says of a socket.
+func (s *Socket) describe(b socketBody) {
+	s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+}
+
 // open takes a descriptor over and makes of it what it is.
 func (s *Socket) open(fd int) {
 	s.leave.Store(true) // the predecessor's, until we are ready
@@ -94,27 +99,27 @@ func (s *Socket) LeavesPath() bool { return s.leave.Load() }
 
 // Describe says in words what a socket is, for an error.
 func (s *Socket) Describe() string {
-	what := string(s.Kind)
 	switch s.Kind {
 	case Listener:
-		what = "a listening socket"
+		return "a listening socket"
 	case Packet:
-		what = "a datagram socket"
-	case File:
-		what = "a file"
-		if info, err := s.File().Stat(); err != nil {
-			what = err.Error()
-		} else if info.Mode()&os.ModeSocket != 0 {
-			what = "a socket that does not listen"
-		} else if info.Mode()&os.ModeNamedPipe != 0 {
-			what = "a pipe"
-		} else if info.Mode()&os.ModeDevice != 0 {
-			what = "a device"
-		} else if info.IsDir() {
-			what = "a directory"
-		}
+		return "a datagram socket"
 	}
-	return what
+	info, err := s.File().Stat()
+	if err != nil {
+		return err.Error()
+	}
+	switch mode := info.Mode(); {
+	case mode&os.ModeSocket != 0:
+		return "a socket that does not listen"
+	case mode&os.ModeNamedPipe != 0:
+		return "a pipe"
+	case mode&os.ModeDevice != 0:
+		return "a device"
+	case mode.IsDir():
+		return "a directory"
+	}
+	return "a file"
 }
 
 // Descriptor returns the number under which the socket was inherited, or -1.
@@ -132,12 +137,10 @@ func (s *Socket) conn() syscall.Conn {
 
 // keepPath says whether closing the socket shall leave a unix socket's path.
 func (s *Socket) keepPath(keep bool) {
-	s.leave.Store(keep || s.Activated)
-	keepPath(s.Open, keep || s.Activated)
+	keep = keep || s.Activated
+	s.leave.Store(keep)
+	accept.SetUnlinkOnClose(s.Open, !keep)
 }
-
-// keepPath says whether closing a listener shall leave a unix socket's path.
-func keepPath(l any, keep bool) { accept.SetUnlinkOnClose(l, !keep) }
 
 // A socketID is the same for all descriptors of one socket.
 type socketID struct {

@@ -40,12 +40,12 @@ type Successor struct {
 	control   *control
 	listeners []net.Listener   // what Start was called with
 	passed    map[socketID]int // which listening sockets it has, and where
-	bare      []net.Listener   // those of listeners that are not in the pool
+	bare      []*Socket        // those of listeners that are not in the pool
 
 	events   chan Event
 	released chan struct{} // closed when nobody receives them any more
-	said     atomic.Int64  // messages that were read, or are just being
-	received atomic.Int64  // those that Events has brought
+	reading  atomic.Bool   // a message that is not understood yet
+	ready    atomic.Bool   // it has said so, though Events may not have brought it
 	heard    chan struct{} // closed when it can say no more
 	ended    chan struct{} // closed when it has ended, though it may still be heard
 	exit     exit          // how; set before ended is closed
@@ -151,11 +151,11 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	open, described, release, err := s.sockets()
 	defer release()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", born.args[0], err)
+		return fmt.Errorf("starting %s: %w", Program0(), err)
 	}
 	control, theirs, err := controlPair()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", born.args[0], err)
+		return fmt.Errorf("starting %s: %w", Program0(), err)
 	}
 	defer closeAll([]int{theirs})
 
@@ -166,17 +166,16 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	// What it inherits, in this order: listening sockets, control socket, and
 	// the supervisor's.
 	what := inheritance{count: len(open), control: true, supervisor: s.g.Manager.Supervised()}
+	var last []syscall.Conn
 	if what.supervisor {
-		open = append(open, s.g.Manager.supervisor)
+		last = append(last, s.g.Manager.supervisor)
 	}
-	err = withFDs(open, func(fds []int) error {
-		withControl := append([]int{}, fds[:what.count]...)
-		withControl = append(append(withControl, theirs), fds[what.count:]...)
+	fork := func(fds []int) (err error) {
 		s.Started = time.Now()
-		var err error
-		s.process, err = s.g.fork(withControl, what.environ(born.env), sibling)
+		s.process, err = s.g.fork(fds, what.environ(born.env), sibling)
 		return err
-	})
+	}
+	err = withFDs(open, func(fds []int) error { return withFDs(last, fork, append(fds, theirs)...) })
 	if err != nil {
 		control.close()
 		return err
@@ -232,8 +231,8 @@ func (s *Successor) sockets() (open []syscall.Conn, described []*Socket, release
 		}
 		sock := pool[id]
 		if sock == nil {
-			sock = &Socket{Kind: Listener}
-			s.bare = append(s.bare, l)
+			sock = &Socket{Kind: Listener, Open: l}
+			s.bare = append(s.bare, sock)
 		}
 		pass(id, c, sock)
 	}
@@ -301,14 +300,13 @@ func (s *Successor) wait() {
 // receive takes the successor's words until it can say no more, then waits for its end.
 func (s *Successor) receive() {
 	raw, err := s.control.conn.SyscallConn()
-	for err == nil {
-		if err = raw.Read(readable); err != nil {
-			break
-		}
-		s.said.Add(1)
-		var m *message
-		if m, err = s.control.receive(); err == nil {
-			s.emit(s.understand(m))
+	for err == nil && raw.Read(readable) == nil {
+		s.reading.Store(true)
+		var e Event
+		e, err = s.hear()
+		s.reading.Store(false)
+		if err == nil {
+			s.emit(e)
 		}
 	}
 	s.control.shutdown() // what follows could not be read
@@ -330,35 +328,40 @@ func (s *Successor) emit(e Event) {
 	}
 }
 
-// understand acts on a message, and returns which event it is.
-func (s *Successor) understand(m *message) Event {
+// hear receives a message, acts on it, and returns which event it is.
+func (s *Successor) hear() (Event, error) {
+	m, err := s.control.receive()
+	if err != nil {
+		return 0, err
+	}
 	closeAll(m.fds)
+	var b struct {
+		helloBody
+		readyBody
+		stepDownBody
+	}
+	m.decode(&b) // one of an earlier version has no body
 	switch m.kind {
 	case kindHello:
-		var b helloBody
-		if m.decode(&b) == nil {
-			s.takes.Store(b.Takes)
-			s.movesOwn.Store(b.Moves)
-		}
+		s.takes.Store(b.Takes)
+		s.movesOwn.Store(b.Moves)
 	case kindReady:
-		var b readyBody
-		if len(m.body) > 0 && m.decode(&b) == nil && b.Kept != nil {
+		if b.Kept != nil {
 			s.kept.Store(&b.Kept)
 		}
-		return Ready
+		s.ready.Store(true)
+		return Ready, nil
 	case kindWaits:
 		s.waits.Store(true)
 	case kindStepDown:
-		var b stepDownBody
-		m.decode(&b) // one that says nothing has a successor
 		if b.Stopping {
-			return Stops
+			return Stops, nil
 		}
-		return HandsOver
+		return HandsOver, nil // or it says nothing, as earlier versions
 	case kindServeAgain:
-		return ServesAgain
+		return ServesAgain, nil
 	}
-	return Said
+	return Said, nil
 }
 
 // Events brings what the successor says, in order, until Ended.
@@ -367,18 +370,14 @@ func (s *Successor) Events() <-chan Event { return s.events }
 // Release says that nobody receives events any more.
 func (s *Successor) Release() { close(s.released) }
 
-// Received is to be called with each event that Events has brought, for Unheard.
-func (s *Successor) Received(Event) { s.received.Add(1) }
-
-// Unheard reports whether there is something that it has said, and that Events has not
-// brought yet.
-func (s *Successor) Unheard() bool {
-	raw, err := s.control.conn.SyscallConn()
-	if err != nil {
-		return false
-	}
+// MayBeReady reports whether it has said that it is ready, or something that was not
+// understood yet and may be that: then another event follows.
+func (s *Successor) MayBeReady() bool {
 	unread := false
-	return raw.Control(func(fd uintptr) { unread = readable(fd) }) == nil && unread || s.said.Load() > s.received.Load()
+	if raw, err := s.control.conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unread = readable(fd) })
+	}
+	return unread || s.reading.Load() || s.ready.Load() // in the order of a message's way
 }
 
 // HasEnded reports whether it has ended, though Events may still have to say so.
@@ -450,12 +449,9 @@ func (s *Successor) TakeBack() { s.keepPaths(false) }
 // keepPaths says of every socket that the successor has whether closing it here
 // leaves its path.
 func (s *Successor) keepPaths(keep bool) {
-	for _, sock := range s.g.inUse() {
-		sock.keepPath(keep && (sock.Kind != Listener || s.Keeps(sock.conn())))
-	}
-	for _, l := range s.bare {
-		c, ok := l.(syscall.Conn)
-		keepPath(l, keep && (!ok || s.Keeps(c)))
+	for _, sock := range append(s.g.inUse(), s.bare...) {
+		c := sock.conn()
+		sock.keepPath(keep && (sock.Kind != Listener || c == nil || s.Keeps(c)))
 	}
 }
 
@@ -470,18 +466,18 @@ func (s *Successor) Keeps(listener syscall.Conn) bool {
 	if kept == nil {
 		return true
 	}
-	place, ok, err := s.place(listener)
-	return err != nil || ok && slices.Contains(*kept, place) // what cannot be identified is not ours to close
+	place, err := s.place(listener)
+	return err != nil || slices.Contains(*kept, place) // what cannot be identified is not ours to close
 }
 
-// place returns where a listening socket is among those that the successor inherited.
-func (s *Successor) place(listener syscall.Conn) (place int, ok bool, err error) {
+// place returns where a listening socket is among those that the successor inherited, or
+// -1 if it is not.
+func (s *Successor) place(listener syscall.Conn) (int, error) {
 	id, err := identify(listener)
-	if err != nil {
-		return 0, false, err
+	if place, ok := s.passed[id]; ok {
+		return place, err
 	}
-	place, ok = s.passed[id]
-	return place, ok, nil
+	return -1, err
 }
 
 // Moves reports whether it takes connections over.

@@ -20,7 +20,7 @@ func closeAll([]int)                                              {}
 func identify(syscall.Conn) (socketID, error)                     { return socketID{}, errUnsupported }
 func socketPair(int) (*net.UnixConn, int, error)                  { return nil, 0, errUnsupported }
 func rightsOf([]int) []byte                                       { return nil }
-func (*rightsReader) Read([]byte) (int, error)                    { return 0, errUnsupported }
+func (*control) Read([]byte) (int, error)                         { return 0, errUnsupported }
 func readable(uintptr) bool                                       { return true }
 func shutdown(uintptr)                                            {}
 func nearLimit([]int) bool                                        { return false }

@@ -115,11 +115,12 @@ func parseRights(oob []byte) (all []int, err error) {
 	return all, err
 }
 
-func (r *rightsReader) Read(b []byte) (int, error) {
+// Read reads, for receive, and collects the descriptors that come with the bytes.
+func (c *control) Read(b []byte) (int, error) {
 	oob := make([]byte, syscall.CmsgSpace(4*maxFDs))
-	n, oobn, _, _, err := r.conn.ReadMsgUnix(b, oob)
+	n, oobn, _, _, err := c.conn.ReadMsgUnix(b, oob)
 	fds, rightsErr := parseRights(oob[:oobn])
-	r.fds = append(r.fds, fds...)
+	c.rights = append(c.rights, fds...)
 	if err == nil {
 		err = rightsErr
 	}
