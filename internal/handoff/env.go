@@ -65,16 +65,18 @@ type parent struct {
 	program Program // what it is built on
 }
 
-// original reports whether it may be a predecessor built on facebookgo/grace. One
-// that is built on this library would have given us a control socket.
-func (p parent) original() bool { return p.same && p.program != Ours }
+// original reports whether it is a predecessor built on facebookgo/grace, as far as that
+// can be known: its file may be closed to us.
+func (p parent) original() bool {
+	return p.same && (p.program == Original || p.program == Unknown)
+}
 
 // readEnv decides where a process comes from:
 //
 //	control  LISTEN_PID      LISTEN_FDS  started by              origin
 //	true     –               n           –                       Succeeded
 //	false    own pid         n           –                       Activated
-//	false    absent, other   n           same, not this library  SucceededLegacy
+//	false    absent, other   n           facebookgo/grace        SucceededLegacy
 //	false    absent          n           a supervisor            Activated
 //	false    absent          n           –, all n listen         Activated
 //	false    absent, other   any         –                       Fresh: they leaked to it

@@ -16,8 +16,10 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		env  env
-		same bool // the parent has our program file or command line, and is not known to be built on this library
-		ours bool // it has, and is
+		same bool // the parent has our program file or command line, and is built on facebookgo/grace
+		shut bool // its file cannot be read
+		bare bool // it is built on neither that nor this library
+		ours bool // it is built on this library
 		all  bool // all that is announced listens
 		want announcement
 		err  string // part of the error
@@ -77,6 +79,15 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 		{name: "legacy successor whose sockets listen", env: env{envFDs: "2"}, same: true, all: true,
 			want: announcement{origin: SucceededLegacy, count: 2}},
 
+		{name: "legacy successor, parent's file is closed to us", env: env{envFDs: "2"}, shut: true,
+			want: announcement{origin: SucceededLegacy, count: 2}},
+
+		// A parent that has our name, and is built on something else.
+		{name: "parent is built on something else", env: env{envFDs: "2"}, bare: true},
+		{name: "parent is built on something else, all listen", env: env{envFDs: "2"}, bare: true, all: true,
+			want: announcement{origin: Activated, count: 2}},
+		{name: "parent is built on something else, for another process", env: env{envFDs: "2", envPID: "99"}, bare: true, all: true},
+
 		// Leaked.
 		{name: "leaked, parent is this program", env: env{envFDs: "2"}, ours: true},
 		{name: "leaked, for the parent, which is this program", env: env{envFDs: "2", envPID: "99"}, ours: true},
@@ -99,11 +110,14 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 				pid: ownPid, control: test.env[envControl] != "", supervised: test.env[envSupervisor] != "",
 				getenv: func(name string) string { return test.env[name] },
 			}
-			w.parent.same = test.same || test.ours
-			if test.ours {
+			w.parent.same = test.same || test.shut || test.bare || test.ours
+			switch {
+			case test.ours:
 				w.parent.program = Ours
-			} else if test.same {
+			case test.same:
 				w.parent.program = Original
+			case test.bare:
+				w.parent.program = Neither
 			}
 			asked := -1
 			w.listening = func(n int) bool { asked = n; return test.all }
@@ -215,12 +229,14 @@ func TestSuccessorsEnvironmentIsOursWithoutWhatWasMeantForUs(t *testing.T) {
 	}
 }
 
-// Whatever a parent's program is that cannot be looked into, it may be the original.
-func TestOnlyAParentBuiltOnThisLibraryIsNoOriginal(t *testing.T) {
+// A parent whose file is closed to us may be the original; one that is known to be
+// something else is not signalled.
+func TestParentIsOriginalUnlessItIsKnownToBeAnother(t *testing.T) {
 	for p, want := range map[parent]bool{
 		{same: true, program: Original}: true,
 		{same: true, program: Unknown}:  true,
 		{same: true, program: Ours}:     false,
+		{same: true, program: Neither}:  false,
 		{program: Original}:             false, // a stranger
 	} {
 		if got := p.original(); got != want {

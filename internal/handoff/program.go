@@ -13,9 +13,10 @@ import (
 type Program int
 
 const (
-	Unknown  Program = iota
-	Original         // facebookgo/grace: it sends SIGTERM to its parent
-	Ours             // this library: it speaks over the control socket
+	Unknown  Program = iota // its file cannot be read
+	Neither                 // of the two that follow
+	Original                // facebookgo/grace: it sends SIGTERM to its parent
+	Ours                    // this library: it speaks over the control socket
 )
 
 // programOf looks into a file. The function table of a Go program, stripped or not,
@@ -30,7 +31,7 @@ func programOf(path string) Program {
 		original = "facebookgo/grace"
 		ours     = original + "/internal/handoff"
 	)
-	is := Unknown
+	is := Neither
 	buf := make([]byte, 256<<10)
 	for kept := 0; ; {
 		n, err := io.ReadFull(f, buf[kept:])
@@ -41,8 +42,12 @@ func programOf(path string) Program {
 		case bytes.Contains(text, []byte(original+".")), bytes.Contains(text, []byte(original+"/grace")):
 			is = Original
 		}
-		if err != nil {
+		switch err {
+		case nil:
+		case io.EOF, io.ErrUnexpectedEOF:
 			return is
+		default:
+			return Unknown
 		}
 		kept = copy(buf, text[len(text)-len(ours):]) // what may go on in the next piece
 	}
