@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"net"
 	"os"
 	"reflect"
 	"slices"
@@ -10,6 +11,22 @@ import (
 )
 
 const ownPid = 4711
+
+// newBirth returns a process that was started with these variables, and the sockets that
+// they name.
+func newBirth(env map[string]string) *birth {
+	b := &birth{pid: ownPid}
+	for name, value := range env {
+		b.env = append(b.env, name+"="+value)
+	}
+	if env[envControl] != "" {
+		b.control = &control{}
+	}
+	if env[envSupervisor] != "" {
+		b.supervisor = &net.UnixConn{}
+	}
+	return b
+}
 
 func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 	type env map[string]string
@@ -106,22 +123,18 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 		{name: "not a number, for a successor, stale LISTEN_PID", env: env{envFDs: "many", envControl: "5", envPID: "99"}, err: `LISTEN_FDS="many"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w := who{
-				pid: ownPid, control: test.env[envControl] != "", supervised: test.env[envSupervisor] != "",
-				getenv: func(name string) string { return test.env[name] },
-			}
-			w.parent.same = test.same || test.shut || test.bare || test.ours
+			b := newBirth(test.env)
+			b.parent.same = test.same || test.shut || test.bare || test.ours
 			switch {
 			case test.ours:
-				w.parent.program = Ours
+				b.parent.program = Ours
 			case test.same:
-				w.parent.program = Original
+				b.parent.program = Original
 			case test.bare:
-				w.parent.program = Neither
+				b.parent.program = Neither
 			}
 			asked := -1
-			w.listening = func(n int) bool { asked = n; return test.all }
-			got, err := readEnv(w)
+			got, err := b.announcement(func(n int) bool { asked = n; return test.all })
 			if asked >= 0 && strconv.Itoa(asked) != test.env[envFDs] {
 				t.Errorf("looked whether %d descriptors listen", asked)
 			}
@@ -151,18 +164,14 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 		env := i.environ([]string{
 			"PATH=/bin", envPID + "=99", envFDs + "=77", envControl + "=88", envSupervisor + "=66", envNames + "=stale", envPIDFD + "=5",
 		})
-		getenv := func(name string) string {
-			for _, v := range env {
-				if value, ok := strings.CutPrefix(v, name+"="); ok {
-					return value
-				}
-			}
-			return ""
+		variables := map[string]string{}
+		for _, v := range env {
+			name, value, _ := strings.Cut(v, "=")
+			variables[name] = value
 		}
-		a, err := readEnv(who{
-			getenv: getenv, pid: ownPid, control: i.control, supervised: i.supervisor,
-			parent: parent{same: true, program: Ours}, listening: func(int) bool { return false },
-		})
+		b := newBirth(variables)
+		b.parent = parent{same: true, program: Ours}
+		a, err := b.announcement(func(int) bool { return false })
 		if err != nil {
 			t.Errorf("%+v: %v", i, err)
 			continue
@@ -180,7 +189,7 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 		if i.control {
 			wantControl = strconv.Itoa(firstFD + i.count)
 		}
-		if got := getenv(envControl); got != wantControl {
+		if got := b.getenv(envControl); got != wantControl {
 			t.Errorf("%+v: the control socket is descriptor %q, want %q", i, got, wantControl)
 		}
 		if i.supervisor {
@@ -189,7 +198,7 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 				wantSupervisor = strconv.Itoa(firstFD + i.count + 1)
 			}
 		}
-		if got := getenv(envSupervisor); got != wantSupervisor {
+		if got := b.getenv(envSupervisor); got != wantSupervisor {
 			t.Errorf("%+v: the supervisor's descriptor is %q, want %q", i, got, wantSupervisor)
 		}
 	}
@@ -261,23 +270,20 @@ func TestUnsetenvRemovesWhatAnnounces(t *testing.T) {
 	}
 }
 
-func FuzzReadEnv(f *testing.F) {
+func FuzzAnnouncement(f *testing.F) {
 	f.Add("", "", "", "", "", 1, 0, false)
 	f.Add("2", "4711", "web:admin", "", "", 4711, 0, false)
-	f.Add("2", "99", "", "5", "6", 4711, 1, false)
-	f.Add("-1", "", "", "3", "", 4711, 1, true)
-	f.Add("1000000", "", ":::", "", "", 4711, 1, true)
+	f.Add("2", "99", "", "5", "6", 4711, 4|2, false)
+	f.Add("-1", "", "", "3", "", 4711, 4|2, true)
+	f.Add("1000000", "", ":::", "", "", 4711, 4|2, true)
 	f.Add("99999999999999999999", "4711", "", "-1", "x", 4711, 0, false)
 	f.Fuzz(func(t *testing.T, fds, listenPID, names, control, supervisor string, pid, program int, all bool) {
 		env := map[string]string{envFDs: fds, envPID: listenPID, envNames: names, envControl: control, envSupervisor: supervisor}
-		// 0: a stranger; else the same program, built on this or that.
-		from := parent{same: program&3 != 0, program: Program(program & 3 % 3)}
-		read := func() (announcement, error) {
-			return readEnv(who{
-				getenv: func(name string) string { return env[name] }, pid: pid, control: control != "", supervised: supervisor != "",
-				parent: from, listening: func(int) bool { return all },
-			})
-		}
+		// Below 4: a stranger; else the same program, built on this or that.
+		from := parent{same: program&4 != 0, program: Program(program & 3)}
+		b := newBirth(env)
+		b.pid, b.parent = pid, from
+		read := func() (announcement, error) { return b.announcement(func(int) bool { return all }) }
 		a, err := read()
 		if again, errAgain := read(); !reflect.DeepEqual(a, again) || (err == nil) != (errAgain == nil) {
 			t.Fatalf("%v: %+v, %v the first time, then %+v, %v", env, a, err, again, errAgain)

@@ -22,7 +22,7 @@ type birth struct {
 	dir         string // by the name that the shell had for it: a successor follows its symlinks anew
 	dirErr      error
 	file        string // the program's own path, if args[0] does not lead to it
-	ppid        int
+	pid, ppid   int
 	parent      parent
 	descriptors int   // announced ones, from firstFD on, that were there; close-on-exec since
 	taken       []int // those of them that have become something else
@@ -38,7 +38,7 @@ var born = inherit()
 // inherit is all that happens before main: what is inherited becomes close-on-exec, and
 // our variables leave the environment, before anybody can start a process.
 func inherit() *birth {
-	b := &birth{args: slices.Clone(os.Args), ppid: os.Getppid()}
+	b := &birth{args: slices.Clone(os.Args), pid: os.Getpid(), ppid: os.Getppid()}
 	b.dir, b.dirErr = os.Getwd()
 	if !inherits {
 		return b
@@ -210,13 +210,7 @@ func (g *Generation) load() {
 	b := born
 	g.Manager = newManager(g, b)
 	unsetenv(managing...)
-	a, err := readEnv(who{
-		getenv: b.getenv, pid: os.Getpid(),
-		control:    b.control != nil,
-		supervised: b.supervised(),
-		parent:     b.parent,
-		listening:  b.listening,
-	})
+	a, err := b.announcement(b.listening)
 	unsetenv(announcing...) // also what has leaked to us, and would to our children
 	if err = cmp.Or(b.err, err); err == nil && a.count > b.descriptors {
 		err = fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+b.descriptors)

@@ -271,13 +271,11 @@ func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) 
 	}
 	for _, sock := range sockets {
 		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
-		if sock.Kind == Listener {
-			check(s.control.sendLater(kindSocket, body))
-			continue
+		var travels []syscall.Conn
+		if sock.Kind != Listener {
+			travels = append(travels, sock.conn())
 		}
-		check(withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
-			return s.control.sendLater(kindSocket, body, fds...)
-		}))
+		check(withFDs(travels, func(fds []int) error { return s.control.sendLater(kindSocket, body, fds...) }))
 	}
 	for name, provide := range providers {
 		check(s.control.sendLater(kindState, stateBody{name, provide()}))
