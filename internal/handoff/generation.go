@@ -122,7 +122,7 @@ var Self = sync.OnceValue(func() *Generation {
 
 func newGeneration() *Generation {
 	g := &Generation{Number: 1, providers: map[string]func() []byte{}}
-	g.Predecessor = newPredecessor(g, nil)
+	g.Predecessor = noPredecessor(g)
 	g.ready = sync.OnceValue(g.becomeReady)
 	return g
 }

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -46,11 +47,10 @@ type Status struct {
 	Main bool // this process is the service manager's main process now
 }
 
-// newPredecessor returns the one at the other end of a control socket, or, if that is
-// nil, one that is gone.
+// newPredecessor returns the one at the other end of a control socket.
 func newPredecessor(g *Generation, c *control) *Predecessor {
-	p := &Predecessor{
-		Pid:       born.ppid,
+	return &Predecessor{
+		Pid:       cmp.Or(peerPid(c.conn), born.ppid),
 		g:         g,
 		control:   c,
 		gone:      make(chan struct{}),
@@ -60,11 +60,12 @@ func newPredecessor(g *Generation, c *control) *Predecessor {
 		states:    map[string][]byte{},
 		receivers: map[int]func([]*os.File, []Waiting){},
 	}
-	if c == nil {
-		p.end()
-	} else if pid := peerPid(c.conn); pid != 0 {
-		p.Pid = pid
-	}
+}
+
+// noPredecessor returns one that is gone: what is sent to it is an error that nobody minds.
+func noPredecessor(g *Generation) *Predecessor {
+	p := newPredecessor(g, newControl(&net.UnixConn{}))
+	p.end()
 	return p
 }
 
@@ -232,42 +233,26 @@ func (p *Predecessor) ready(kept []int) error {
 
 // Waiting tells the predecessor that this process runs Wait.
 // It is told before this process can be ready.
-func (p *Predecessor) Waiting() {
-	if !isClosed(p.gone) {
-		p.control.send(kindWaits, nil)
-	}
-}
+func (p *Predecessor) Waiting() { p.control.send(kindWaits, nil) }
 
 // StepDown tells a predecessor that still drains not to take over again when
 // we end: we are stopping, or have a successor of our own.
-func (p *Predecessor) StepDown(stopping bool) { p.post(kindStepDown, stepDownBody{stopping}) }
+func (p *Predecessor) StepDown(stopping bool) {
+	p.control.post(kindStepDown, stepDownBody{stopping})
+}
 
 // ServeAgain tells a predecessor that StepDown no longer holds: our own successor has
 // failed.
-func (p *Predecessor) ServeAgain() { p.post(kindServeAgain, nil) }
-
-func (p *Predecessor) post(k kind, body any) {
-	if !isClosed(p.gone) {
-		p.control.post(k, body)
-	}
-}
+func (p *Predecessor) ServeAgain() { p.control.post(kindServeAgain, nil) }
 
 // Flush waits until the predecessor was told all, but no longer than the timeout.
-func (p *Predecessor) Flush(timeout time.Duration) {
-	if !isClosed(p.gone) {
-		p.control.flush(timeout)
-	}
-}
+func (p *Predecessor) Flush(timeout time.Duration) { p.control.flush(timeout) }
 
 // receiver lets take have the connections of one of its listeners; nil refuses them.
 func (p *Predecessor) receiver(index int, take func([]*os.File, []Waiting)) {
 	p.taking.Lock()
-	defer p.taking.Unlock()
-	if take != nil {
-		p.receivers[index] = take
-	} else {
-		delete(p.receivers, index)
-	}
+	p.receivers[index] = take
+	p.taking.Unlock()
 }
 
 // OnMove lets take have the connections that the predecessor's program moves. They are

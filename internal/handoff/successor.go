@@ -42,13 +42,12 @@ type Successor struct {
 	passed    map[socketID]int // which listening sockets it has, and where
 	bare      []*Socket        // those of listeners that are not in the pool
 
-	events   chan Event
-	released chan struct{} // closed when nobody receives them any more
-	reading  atomic.Bool   // a message that is not understood yet
-	ready    atomic.Bool   // it has said so, though Events may not have brought it
-	heard    chan struct{} // closed when it can say no more
-	ended    chan struct{} // closed when it has ended, though it may still be heard
-	exit     exit          // how; set before ended is closed
+	events  chan Event
+	reading atomic.Bool   // a message that is not understood yet
+	ready   atomic.Bool   // it has said so, though Events may not have brought it
+	heard   chan struct{} // closed when it can say no more
+	ended   chan struct{} // closed when it has ended, though it may still be heard
+	exit    exit          // how; set before ended is closed
 
 	takes    atomic.Bool           // it takes connections over
 	movesOwn atomic.Bool           // those of the program's own too
@@ -75,7 +74,6 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 		listeners: listeners,
 		passed:    map[socketID]int{},
 		events:    make(chan Event),
-		released:  make(chan struct{}),
 		heard:     make(chan struct{}),
 		ended:     make(chan struct{}),
 	}
@@ -304,26 +302,19 @@ func (s *Successor) receive() {
 		e, err = s.hear()
 		s.reading.Store(false)
 		if err == nil {
-			s.emit(e)
+			s.events <- e
 		}
 	}
 	s.control.shutdown() // what follows could not be read
 	close(s.heard)
 	s.control.close()
 	if !isClosed(s.ended) {
-		s.emit(Silent)
+		s.events <- Silent
 	}
 	<-s.ended
 	s.g.forget(s)
-	s.emit(Ended)
-}
-
-// emit returns when the event was received.
-func (s *Successor) emit(e Event) {
-	select {
-	case s.events <- e:
-	case <-s.released:
-	}
+	s.events <- Ended
+	close(s.events)
 }
 
 // hear receives a message, acts on it, and returns which event it is.
@@ -366,7 +357,12 @@ func (s *Successor) hear() (Event, error) {
 func (s *Successor) Events() <-chan Event { return s.events }
 
 // Release says that nobody receives events any more.
-func (s *Successor) Release() { close(s.released) }
+func (s *Successor) Release() {
+	go func() {
+		for range s.events {
+		}
+	}()
+}
 
 // MayBeReady reports whether it has said that it is ready, or something that was not
 // understood yet and may be that: then another event follows.
@@ -435,11 +431,7 @@ func (s *Successor) Status(text string, main bool) {
 func (s *Successor) Drained() { s.control.post(kindDrained, nil) }
 
 // Flush waits until the successor was told all, but no longer than the timeout.
-func (s *Successor) Flush(timeout time.Duration) {
-	if !isClosed(s.heard) {
-		s.control.flush(timeout)
-	}
-}
+func (s *Successor) Flush(timeout time.Duration) { s.control.flush(timeout) }
 
 // TakeBack makes the sockets' paths ours again when the successor has failed.
 func (s *Successor) TakeBack() { s.keepPaths(false) }

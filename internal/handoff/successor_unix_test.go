@@ -60,9 +60,7 @@ func play(t *testing.T) (*Successor, *control) {
 	go s.wait()
 	go s.receive()
 	t.Cleanup(func() {
-		if !isClosed(s.released) {
-			s.Release()
-		}
+		s.Release()
 		theirs.close()
 		s.finish(ended(0))
 		<-s.ended
