@@ -52,8 +52,8 @@ func inherit() *birth {
 	control, controlErr := b.takeConn(envControl)
 	if b.parent.original() {
 		// They were meant for our parent. That is built on facebookgo/grace, was started by
-		// one built on this library, and has passed them on without knowing. Its
-		// predecessor waits for the end of what it says.
+		// one built on this library, and has passed them on without knowing. What that one
+		// sees of its end is the end of the control socket: it must not be open here.
 		if control != nil {
 			control.Close()
 		}

@@ -41,12 +41,6 @@ type Predecessor struct {
 	onMove    func(net.Conn, []byte)
 }
 
-// A Status is what a predecessor says of its drain.
-type Status struct {
-	Text string
-	Main bool // this process is the service manager's main process now
-}
-
 // newPredecessor returns the one at the other end of a control socket.
 func newPredecessor(g *Generation, c *control) *Predecessor {
 	return &Predecessor{
@@ -169,12 +163,12 @@ func (p *Predecessor) receive() {
 			p.takeConns(m)
 			continue
 		case kindStatus:
-			var b statusBody
-			if m.decode(&b) == nil {
-				if b.Text != "" || !b.Main {
-					p.holds.Store(b.Text)
+			var s Status
+			if m.decode(&s) == nil {
+				if s.Text != "" || !s.Main {
+					p.holds.Store(s.Text)
 				}
-				p.say(Status(b))
+				p.say(s)
 			}
 		case kindGiveUp:
 			p.giveUp()

@@ -270,7 +270,7 @@ func TestReadyIsNotTakenBackByAGiveUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(t, peer, kindGiveUp, nil) // too late
-	send(t, peer, kindStatus, statusBody{Text: "3 left"})
+	send(t, peer, kindStatus, Status{Text: "3 left"})
 	await(t, "the status", p.Statuses())
 	p.StepDown(false)
 	p.ServeAgain()
@@ -288,7 +288,7 @@ func TestPredecessorsWordsAreSkippedIfUnknown(t *testing.T) {
 	send(t, peer, kindConns, []string{"not a batch"}, fds...)
 	send(t, peer, kindMove, []string{"not a batch"}, fds...)
 	send(t, peer, kindHello, helloBody{}, fds...) // not for a successor
-	send(t, peer, kindStatus, statusBody{Text: "3 left", Main: true}, fds...)
+	send(t, peer, kindStatus, Status{Text: "3 left", Main: true}, fds...)
 	if got := await(t, "the status", p.Statuses()); got != (Status{"3 left", true}) {
 		t.Errorf("status %+v", got)
 	}
@@ -305,7 +305,7 @@ func TestBrokenControlSocketIsSaid(t *testing.T) {
 	if s := said.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "control socket of the predecessor") {
 		t.Errorf("logged %q, want one line", s)
 	}
-	if err := peer.send(kindStatus, statusBody{}); !isGone(err) {
+	if err := peer.send(kindStatus, Status{}); !isGone(err) {
 		t.Errorf("the predecessor cannot tell that nobody listens: %v", err)
 	}
 }
@@ -313,9 +313,9 @@ func TestBrokenControlSocketIsSaid(t *testing.T) {
 func TestOnlyTheLatestStatusIsReceived(t *testing.T) {
 	p, peer, _ := played(t)
 	receiving(t, p, peer)
-	send(t, peer, kindStatus, statusBody{Text: "3 left", Main: true})
-	send(t, peer, kindStatus, statusBody{Text: "2 left"})
-	send(t, peer, kindStatus, statusBody{Text: "1 left"})
+	send(t, peer, kindStatus, Status{Text: "3 left", Main: true})
+	send(t, peer, kindStatus, Status{Text: "2 left"})
+	send(t, peer, kindStatus, Status{Text: "1 left"})
 	send(t, peer, kindDrained, nil)
 	await(t, "all that it has said", p.Drained()) // nobody has received a status until now
 	if got := await(t, "the status", p.Statuses()); got != (Status{"1 left", true}) {

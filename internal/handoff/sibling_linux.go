@@ -54,9 +54,9 @@ func openPidfd(pid int) (*os.File, error) {
 	return pidfdFile(int(fd)), nil
 }
 
+// pidfdFile takes a pidfd over, which is close-on-exec.
 func pidfdFile(fd int) *os.File {
-	syscall.CloseOnExec(fd)
-	syscall.SetNonblock(fd, true)
+	setNonblock(fd)
 	return os.NewFile(uintptr(fd), "pidfd")
 }
 
@@ -103,7 +103,6 @@ func (g *Generation) forkSibling(path string, fds []int, env []string) (process,
 
 func (s *sibling) wait(silent <-chan struct{}) exit {
 	defer s.pidfd.Close()
-	defer s.Release()
 	if awaitReadable(s.pidfd) != nil {
 		<-silent
 	}

@@ -424,7 +424,7 @@ func (s *Successor) Stop() {
 // Status tells the successor how our drain goes; main, that it is the service
 // manager's main process now.
 func (s *Successor) Status(text string, main bool) {
-	s.control.post(kindStatus, statusBody{text, main})
+	s.control.post(kindStatus, Status{text, main})
 }
 
 // Drained tells the successor that our drain is over: nothing more will be moved.

@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// What the operating system does for this package; system_other.go says what it does
-// where it does not.
+// What the operating system does for this package; system_other.go has the same for those
+// on which no descriptors are inherited.
 
 // inherits says that a process inherits descriptors.
 const inherits = true
