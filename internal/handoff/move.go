@@ -84,7 +84,7 @@ func (s *Successor) offer(k kind, body any, conns []syscall.Conn, timeout time.D
 func (s *Successor) sendConns(k kind, body any, fds []int) error {
 	var err error
 	for wait := time.Millisecond; wait < time.Second; wait *= 2 {
-		if err = s.control.send(k, body, fds...); !errors.Is(err, syscall.ETOOMANYREFS) {
+		if err = s.control.send(k, body, fds...); !errors.Is(err, errTooManyFDs) {
 			return err
 		}
 		select {

@@ -252,6 +252,30 @@ func TestForwardedDescriptorsAreClosed(t *testing.T) {
 	}
 }
 
+// A manager that does not read keeps no descriptors open here.
+func TestDescriptorsThatAManagerDoesNotGetAreClosed(t *testing.T) {
+	checkLeaks(t)
+	m, manager := newManaged(t)
+	letGo := hold(t, m)
+	for i := range maxNotes {
+		m.Tell(fmt.Sprintf("X_N=%d", i))
+	}
+	_, fds := newFiles(t, 1)
+	fd, err := syscall.Dup(fds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Forward("FDSTORE=1", []int{fd})
+	var st syscall.Stat_t
+	if err := syscall.Fstat(fd, &st); err != syscall.EBADF {
+		t.Errorf("the descriptor is open: %v", err)
+	}
+	letGo()
+	for range maxNotes {
+		manager.next(t)
+	}
+}
+
 func TestSupervisorHearsInsteadOfTheManager(t *testing.T) {
 	m, _ := newManaged(t)
 	supervisor, ours := newPair(t)

@@ -12,6 +12,8 @@ import (
 
 const inherits = false
 
+var errTooManyFDs = errUnsupported
+
 func claim(int) bool                                              { return false }
 func isListening(int) bool                                        { return false }
 func kindOf(int) Kind                                             { return File }

@@ -97,6 +97,9 @@ func socketPair(typ int) (*net.UnixConn, int, error) {
 	return c, fds[1], nil
 }
 
+// errTooManyFDs says that too many descriptors are on their way.
+const errTooManyFDs = syscall.ETOOMANYREFS
+
 // rightsOf returns the control message with which descriptors travel.
 func rightsOf(fds []int) []byte {
 	if len(fds) == 0 {
