@@ -119,6 +119,8 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 			waitFor(head, called)
 			cancel()
 		}
+		// Who hears of the successor may count on it that our predecessor has, too.
+		l.g.Predecessor.Flush(hookHead)
 		errs := make([]error, len(drains))
 		var wg sync.WaitGroup
 		for i, drain := range drains {
@@ -303,7 +305,7 @@ func (l *loop) tick() {
 	took := time.Since(l.begun)
 	remaining := l.remaining()
 	if !isClosed(l.g.Predecessor.Drained()) {
-		remaining += fmt.Sprintf("; predecessor pid %d is still draining", l.g.PredecessorPid())
+		remaining += fmt.Sprintf("; predecessor pid %d is still draining", l.g.Predecessor.Pid)
 	}
 	if took >= l.progress.due() {
 		for took >= l.progress.due() {

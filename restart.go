@@ -185,7 +185,6 @@ func (r *restart) await(s *handoff.Successor) error {
 	for {
 		select {
 		case e := <-s.Events():
-			s.Received(e)
 			switch e {
 			case handoff.Ready:
 				return nil
@@ -194,7 +193,7 @@ func (r *restart) await(s *handoff.Successor) error {
 			case handoff.Ended:
 				return fmt.Errorf("%w after %v (before it was ready)", s.ExitError(), since(s.Started))
 			}
-			if r.early != nil && !s.Unheard() {
+			if r.early != nil && !s.MayBeReady() {
 				r.ignoreEarly()
 			}
 		case <-silent:
@@ -210,7 +209,7 @@ func (r *restart) await(s *handoff.Successor) error {
 			switch {
 			case sig == restartSignal:
 				// If the successor has said that it is ready, it was meant for it.
-				if r.early = sig; !s.Unheard() {
+				if r.early = sig; !s.MayBeReady() {
 					r.ignoreEarly()
 				}
 			case s.IsOriginal():

@@ -188,7 +188,7 @@ func status() Status {
 		LastRestart: lastRestart(g.LastRestart()),
 		Build:       build(),
 	}
-	if p := g.Predecessor; p != nil && !isOver(p.Gone()) {
+	if p := g.Predecessor; !isOver(p.Gone()) {
 		s.Predecessor = &Predecessor{Pid: p.Pid, State: handoff.Draining.String(), Holds: p.Holds()}
 		if isOver(p.Drained()) {
 			s.Predecessor.State = handoff.Standby.String()

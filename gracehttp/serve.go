@@ -386,7 +386,7 @@ func (a *app) logServing() {
 	case handoff.Activated:
 		from = " on sockets from systemd"
 	case handoff.Succeeded, handoff.SucceededLegacy:
-		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().PredecessorPid())
+		from = fmt.Sprintf(", taking over from pid %d", handoff.Self().Predecessor.Pid)
 	}
 	a.logf("Serving %s with pid %d%s.", strings.Join(addrs, ", "), os.Getpid(), from)
 }

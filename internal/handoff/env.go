@@ -49,51 +49,43 @@ type announcement struct {
 	names  []string // one for each, or none
 }
 
-// Who is what is known of a process besides its environment.
-type who struct {
-	pid        int
-	control    bool             // it has a control socket
-	supervised bool             // a supervisor started it
-	parent     parent           // who else may have
-	listening  func(n int) bool // the first n descriptors are listening sockets
-	getenv     func(string) string
-}
-
 // A parent is what the parent's program is.
 type parent struct {
 	same    bool    // the same program file, or the same command line
 	program Program // what it is built on
 }
 
-// original reports whether it may be a predecessor built on facebookgo/grace. One
-// that is built on this library would have given us a control socket.
-func (p parent) original() bool { return p.same && p.program != Ours }
+// original reports whether it is a predecessor built on facebookgo/grace, as far as that
+// can be known: its file may be closed to us.
+func (p parent) original() bool {
+	return p.same && (p.program == Original || p.program == Unknown)
+}
 
-// readEnv decides where a process comes from:
+// announcement decides where a process comes from:
 //
 //	control  LISTEN_PID      LISTEN_FDS  started by              origin
 //	true     –               n           –                       Succeeded
 //	false    own pid         n           –                       Activated
-//	false    absent, other   n           same, not this library  SucceededLegacy
+//	false    absent, other   n           facebookgo/grace        SucceededLegacy
 //	false    absent          n           a supervisor            Activated
 //	false    absent          n           –, all n listen         Activated
 //	false    absent, other   any         –                       Fresh: they leaked to it
 //	false    –               –           –                       Fresh
 //
-// It depends on its argument alone. A value that cannot be meant for anybody is an
-// error.
-func readEnv(w who) (announcement, error) {
+// It depends on what was there at the start, and on whether that many of the descriptors
+// are listening sockets. A value that cannot be meant for anybody is an error.
+func (b *birth) announcement(listening func(n int) bool) (announcement, error) {
 	var a announcement
-	fds, listenPID := w.getenv(envFDs), w.getenv(envPID)
+	fds, listenPID, own := b.getenv(envFDs), b.getenv(envPID), strconv.Itoa(b.pid)
 
-	if fds == "" && !w.control {
+	if fds == "" && b.control == nil {
 		return a, nil
 	}
-	forOther := listenPID != "" && listenPID != strconv.Itoa(w.pid)
+	forOther := listenPID != "" && listenPID != own
 	if fds != "" {
 		n, err := strconv.Atoi(fds)
 		if err != nil || n < 0 {
-			if !w.control && forOther {
+			if b.control == nil && forOther {
 				return a, nil
 			}
 			return a, fmt.Errorf("%s=%q is not a number of descriptors", envFDs, fds)
@@ -102,18 +94,18 @@ func readEnv(w who) (announcement, error) {
 	}
 
 	switch {
-	case w.control:
+	case b.control != nil:
 		a.origin = Succeeded
-	case listenPID == strconv.Itoa(w.pid):
+	case listenPID == own:
 		a.origin = Activated
-	case a.count > 0 && w.parent.original():
+	case a.count > 0 && b.parent.original():
 		a.origin = SucceededLegacy
-	case listenPID == "" && a.count > 0 && (w.supervised || w.listening(a.count)):
+	case listenPID == "" && a.count > 0 && (b.supervised() || listening(a.count)):
 		a.origin = Activated
 	default:
 		return announcement{}, nil
 	}
-	if names := w.getenv(envNames); names != "" && a.origin == Activated {
+	if names := b.getenv(envNames); names != "" && a.origin == Activated {
 		a.names = strings.Split(names, ":")
 	}
 	return a, nil

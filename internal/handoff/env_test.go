@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"net"
 	"os"
 	"reflect"
 	"slices"
@@ -11,13 +12,31 @@ import (
 
 const ownPid = 4711
 
+// newBirth returns a process that was started with these variables, and the sockets that
+// they name.
+func newBirth(env map[string]string) *birth {
+	b := &birth{pid: ownPid}
+	for name, value := range env {
+		b.env = append(b.env, name+"="+value)
+	}
+	if env[envControl] != "" {
+		b.control = &control{}
+	}
+	if env[envSupervisor] != "" {
+		b.supervisor = &net.UnixConn{}
+	}
+	return b
+}
+
 func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 	type env map[string]string
 	for _, test := range []struct {
 		name string
 		env  env
-		same bool // the parent has our program file or command line, and is not known to be built on this library
-		ours bool // it has, and is
+		same bool // the parent has our program file or command line, and is built on facebookgo/grace
+		shut bool // its file cannot be read
+		bare bool // it is built on neither that nor this library
+		ours bool // it is built on this library
 		all  bool // all that is announced listens
 		want announcement
 		err  string // part of the error
@@ -77,6 +96,15 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 		{name: "legacy successor whose sockets listen", env: env{envFDs: "2"}, same: true, all: true,
 			want: announcement{origin: SucceededLegacy, count: 2}},
 
+		{name: "legacy successor, parent's file is closed to us", env: env{envFDs: "2"}, shut: true,
+			want: announcement{origin: SucceededLegacy, count: 2}},
+
+		// A parent that has our name, and is built on something else.
+		{name: "parent is built on something else", env: env{envFDs: "2"}, bare: true},
+		{name: "parent is built on something else, all listen", env: env{envFDs: "2"}, bare: true, all: true,
+			want: announcement{origin: Activated, count: 2}},
+		{name: "parent is built on something else, for another process", env: env{envFDs: "2", envPID: "99"}, bare: true, all: true},
+
 		// Leaked.
 		{name: "leaked, parent is this program", env: env{envFDs: "2"}, ours: true},
 		{name: "leaked, for the parent, which is this program", env: env{envFDs: "2", envPID: "99"}, ours: true},
@@ -95,19 +123,18 @@ func TestOriginIsDecidedByTheEnvironment(t *testing.T) {
 		{name: "not a number, for a successor, stale LISTEN_PID", env: env{envFDs: "many", envControl: "5", envPID: "99"}, err: `LISTEN_FDS="many"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w := who{
-				pid: ownPid, control: test.env[envControl] != "", supervised: test.env[envSupervisor] != "",
-				getenv: func(name string) string { return test.env[name] },
-			}
-			w.parent.same = test.same || test.ours
-			if test.ours {
-				w.parent.program = Ours
-			} else if test.same {
-				w.parent.program = Original
+			b := newBirth(test.env)
+			b.parent.same = test.same || test.shut || test.bare || test.ours
+			switch {
+			case test.ours:
+				b.parent.program = Ours
+			case test.same:
+				b.parent.program = Original
+			case test.bare:
+				b.parent.program = Neither
 			}
 			asked := -1
-			w.listening = func(n int) bool { asked = n; return test.all }
-			got, err := readEnv(w)
+			got, err := b.announcement(func(n int) bool { asked = n; return test.all })
 			if asked >= 0 && strconv.Itoa(asked) != test.env[envFDs] {
 				t.Errorf("looked whether %d descriptors listen", asked)
 			}
@@ -137,18 +164,14 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 		env := i.environ([]string{
 			"PATH=/bin", envPID + "=99", envFDs + "=77", envControl + "=88", envSupervisor + "=66", envNames + "=stale", envPIDFD + "=5",
 		})
-		getenv := func(name string) string {
-			for _, v := range env {
-				if value, ok := strings.CutPrefix(v, name+"="); ok {
-					return value
-				}
-			}
-			return ""
+		variables := map[string]string{}
+		for _, v := range env {
+			name, value, _ := strings.Cut(v, "=")
+			variables[name] = value
 		}
-		a, err := readEnv(who{
-			getenv: getenv, pid: ownPid, control: i.control, supervised: i.supervisor,
-			parent: parent{same: true, program: Ours}, listening: func(int) bool { return false },
-		})
+		b := newBirth(variables)
+		b.parent = parent{same: true, program: Ours}
+		a, err := b.announcement(func(int) bool { return false })
 		if err != nil {
 			t.Errorf("%+v: %v", i, err)
 			continue
@@ -166,7 +189,7 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 		if i.control {
 			wantControl = strconv.Itoa(firstFD + i.count)
 		}
-		if got := getenv(envControl); got != wantControl {
+		if got := b.getenv(envControl); got != wantControl {
 			t.Errorf("%+v: the control socket is descriptor %q, want %q", i, got, wantControl)
 		}
 		if i.supervisor {
@@ -175,7 +198,7 @@ func TestSuccessorFindsWhatWasAnnounced(t *testing.T) {
 				wantSupervisor = strconv.Itoa(firstFD + i.count + 1)
 			}
 		}
-		if got := getenv(envSupervisor); got != wantSupervisor {
+		if got := b.getenv(envSupervisor); got != wantSupervisor {
 			t.Errorf("%+v: the supervisor's descriptor is %q, want %q", i, got, wantSupervisor)
 		}
 	}
@@ -215,12 +238,14 @@ func TestSuccessorsEnvironmentIsOursWithoutWhatWasMeantForUs(t *testing.T) {
 	}
 }
 
-// Whatever a parent's program is that cannot be looked into, it may be the original.
-func TestOnlyAParentBuiltOnThisLibraryIsNoOriginal(t *testing.T) {
+// A parent whose file is closed to us may be the original; one that is known to be
+// something else is not signalled.
+func TestParentIsOriginalUnlessItIsKnownToBeAnother(t *testing.T) {
 	for p, want := range map[parent]bool{
 		{same: true, program: Original}: true,
 		{same: true, program: Unknown}:  true,
 		{same: true, program: Ours}:     false,
+		{same: true, program: Neither}:  false,
 		{program: Original}:             false, // a stranger
 	} {
 		if got := p.original(); got != want {
@@ -245,23 +270,20 @@ func TestUnsetenvRemovesWhatAnnounces(t *testing.T) {
 	}
 }
 
-func FuzzReadEnv(f *testing.F) {
+func FuzzAnnouncement(f *testing.F) {
 	f.Add("", "", "", "", "", 1, 0, false)
 	f.Add("2", "4711", "web:admin", "", "", 4711, 0, false)
-	f.Add("2", "99", "", "5", "6", 4711, 1, false)
-	f.Add("-1", "", "", "3", "", 4711, 1, true)
-	f.Add("1000000", "", ":::", "", "", 4711, 1, true)
+	f.Add("2", "99", "", "5", "6", 4711, 4|2, false)
+	f.Add("-1", "", "", "3", "", 4711, 4|2, true)
+	f.Add("1000000", "", ":::", "", "", 4711, 4|2, true)
 	f.Add("99999999999999999999", "4711", "", "-1", "x", 4711, 0, false)
 	f.Fuzz(func(t *testing.T, fds, listenPID, names, control, supervisor string, pid, program int, all bool) {
 		env := map[string]string{envFDs: fds, envPID: listenPID, envNames: names, envControl: control, envSupervisor: supervisor}
-		// 0: a stranger; else the same program, built on this or that.
-		from := parent{same: program&3 != 0, program: Program(program & 3 % 3)}
-		read := func() (announcement, error) {
-			return readEnv(who{
-				getenv: func(name string) string { return env[name] }, pid: pid, control: control != "", supervised: supervisor != "",
-				parent: from, listening: func(int) bool { return all },
-			})
-		}
+		// Below 4: a stranger; else the same program, built on this or that.
+		from := parent{same: program&4 != 0, program: Program(program & 3)}
+		b := newBirth(env)
+		b.pid, b.parent = pid, from
+		read := func() (announcement, error) { return b.announcement(func(int) bool { return all }) }
 		a, err := read()
 		if again, errAgain := read(); !reflect.DeepEqual(a, again) || (err == nil) != (errAgain == nil) {
 			t.Fatalf("%v: %+v, %v the first time, then %+v, %v", env, a, err, again, errAgain)

@@ -26,13 +26,17 @@
 package handoff
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log"
 	"net"
 	"os"
+	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 var (
@@ -55,6 +59,9 @@ var (
 	// pid_namespaces(7).
 	errFirst = errors.New("pid 1 cannot hand over, since its container ends with it; grace.Supervise lets it stay")
 
+	// errUnsupported is why one starts none where descriptors are not inherited.
+	errUnsupported = fmt.Errorf("handing sockets over on %s: %w", runtime.GOOS, errors.ErrUnsupported)
+
 	// errSimple is why a process starts no successor that systemd takes for the service
 	// itself, and that has no way to name another.
 	errSimple = errors.New("systemd would take the end of this process for the end of the service; Type=notify in its unit lets it follow")
@@ -74,14 +81,15 @@ type Generation struct {
 
 	// These do not change.
 	Origin      Origin
-	Err         error        // what was wrong with what we were told to inherit
-	Number      int          // 1 for the first of a chain
-	Predecessor *Predecessor // nil unless Succeeded
+	Err         error // what was wrong with what we were told to inherit
+	Number      int   // 1 for the first of a chain
+	Predecessor *Predecessor
 	Manager     *Manager
-	ppid        int // when we started
 
-	ready    sync.Once
-	readyErr error
+	ready  func() error
+	logger atomic.Pointer[log.Logger]
+	phase  atomic.Int32
+	last   atomic.Pointer[Restarted]
 
 	mu        sync.Mutex // guards what follows
 	successor *Successor // starting or serving
@@ -89,10 +97,6 @@ type Generation struct {
 	owner     chan *Request // nil: nobody runs Wait
 	released  chan struct{} // closed when the owner no longer does
 	stopping  bool
-	logger    *log.Logger
-	last      Restarted
-
-	phase atomic.Int32
 }
 
 // A Request asks the owner of restarts for one.
@@ -108,13 +112,6 @@ type Outcome struct {
 	Err error
 }
 
-// closed is a channel that is.
-var closed = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
-
 // Self returns this process's generation. The first call makes of the inherited
 // descriptors what they are.
 var Self = sync.OnceValue(func() *Generation {
@@ -124,21 +121,90 @@ var Self = sync.OnceValue(func() *Generation {
 })
 
 func newGeneration() *Generation {
-	return &Generation{Number: 1, providers: map[string]func() []byte{}}
-}
-
-// PredecessorPid returns the process id of whoever handed over to this process.
-func (g *Generation) PredecessorPid() int {
-	if g.Predecessor != nil {
-		return g.Predecessor.Pid
-	}
-	return g.ppid
+	g := &Generation{Number: 1, providers: map[string]func() []byte{}}
+	g.Predecessor = noPredecessor(g)
+	g.ready = sync.OnceValue(g.becomeReady)
+	return g
 }
 
 // Activated reports whether a listener is systemd's, which keeps it open.
 func (g *Generation) Activated(l net.Listener) bool {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
 	return s != nil && s.Activated
+}
+
+// State returns what the predecessor provided under this name, or nil.
+func (g *Generation) State(name string) []byte { return g.Predecessor.states[name] }
+
+// Receive calls take with the connections of a listener that the predecessor
+// hands over; they are the receiver's then. They come as files, in non-blocking
+// mode: making a net.Conn of each takes longer than the predecessor should wait.
+// How long each has waited for its next request is nil if the predecessor does not say.
+// A nil take refuses them: once Receive has returned, no more will come.
+func (g *Generation) Receive(l net.Listener, take func([]*os.File, []Waiting)) {
+	s := g.Find(func(s *Socket) bool { return s.Open == l })
+	if s != nil && s.index >= 0 { // else the predecessor does not know it
+		g.Predecessor.receiver(s.index, take)
+	}
+}
+
+// Ready tells the predecessor that we serve, once; later calls return what the
+// first did. What was inherited and never asked for is closed.
+func (g *Generation) Ready() error { return g.ready() }
+
+func (g *Generation) becomeReady() (err error) {
+	switch g.Origin {
+	case Succeeded:
+		kept := []int{}
+		for _, s := range g.inUse() {
+			if s.Kind == Listener && s.index >= 0 {
+				kept = append(kept, s.index)
+			}
+		}
+		if err := g.Predecessor.ready(kept); err != nil {
+			return err // the predecessor serves on
+		}
+	case SucceededLegacy:
+		err = g.termPredecessor()
+	}
+	unsetenv(announcing...)
+	if g.Manager.Supervised() {
+		g.Manager.Tell("MAINPID=" + strconv.Itoa(os.Getpid()))
+	}
+	g.Discard()
+	g.keepPaths(false)
+	return err
+}
+
+// termPredecessor tells a predecessor that is built on facebookgo/grace that we serve,
+// unless it has ended, and its number belongs to another.
+func (g *Generation) termPredecessor() error {
+	if os.Getppid() != g.Predecessor.Pid || !parentOf(g.Predecessor.Pid).original() {
+		return nil
+	}
+	if err := kill(g.Predecessor.Pid, syscall.SIGTERM); err != nil {
+		return fmt.Errorf("telling the predecessor, pid %d, that we are ready: %w", g.Predecessor.Pid, err)
+	}
+	return nil
+}
+
+// WaitLegacy waits for the end of a predecessor that is built on facebookgo/grace, or for
+// ctx.
+func (g *Generation) WaitLegacy(ctx context.Context) error {
+	if os.Getppid() != g.Predecessor.Pid {
+		return nil
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- awaitEnd(g.Predecessor.Pid) }()
+	select {
+	case err := <-ended:
+		if os.Getppid() != g.Predecessor.Pid {
+			return nil
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Provide calls f for the state that a successor shall find under this name
@@ -195,19 +261,10 @@ func (g *Generation) Owned() bool {
 }
 
 // SetLogger chooses where failures go that have no caller to return to.
-func (g *Generation) SetLogger(l *log.Logger) {
-	g.mu.Lock()
-	g.logger = l
-	g.mu.Unlock()
-}
+func (g *Generation) SetLogger(l *log.Logger) { g.logger.Store(l) }
 
 // Logf writes a line to the logger that was chosen.
-func (g *Generation) Logf(format string, args ...any) {
-	g.mu.Lock()
-	l := g.logger
-	g.mu.Unlock()
-	Logf(l, format, args...)
-}
+func (g *Generation) Logf(format string, args ...any) { Logf(g.logger.Load(), format, args...) }
 
 // Successor returns the successor that is starting or serving, or nil.
 func (g *Generation) Successor() *Successor {
@@ -240,22 +297,24 @@ func (g *Generation) refuses() error {
 		return fmt.Errorf("%w: pid %d", ErrUnderWay, g.successor.Pid)
 	case g.successor != nil:
 		return ErrUnderWay
+	case !inherits:
+		return errUnsupported
 	case os.Getpid() == 1:
 		return errFirst
+	case born.getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(os.Getpid()) && !g.Manager.Listens():
+		// systemd.exec(5): it names the first process, which a service of Type=simple is.
+		return errSimple
 	}
-	return g.unmanageable()
+	return nil
 }
 
 // LeavePaths leaves the paths of our sockets to a predecessor that is about to take
 // over again.
 func (g *Generation) LeavePaths() {
-	if !isClosed(g.Predecessor.Gone()) {
+	if !isClosed(g.Predecessor.gone) {
 		g.keepPaths(true)
 	}
 }
-
-// Discard closes all inherited sockets that nobody has asked for.
-func (g *Generation) Discard() { g.closeUnused() }
 
 func isClosed(c <-chan struct{}) bool {
 	select {

@@ -3,9 +3,11 @@
 package handoff
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -67,6 +69,48 @@ func TestAnnouncedDescriptorMustBeInherited(t *testing.T) {
 		}
 		if _, still := os.LookupEnv(envControl); still {
 			t.Errorf("%q stays in the environment", value)
+		}
+	}
+}
+
+// Whatever the program starts before it uses the library must not take the sockets for
+// its own.
+func TestInheritedSocketsAreOursFromTheFirstMoment(t *testing.T) {
+	if os.Getenv(envFDs) != "" { // the successor, which has not called Self
+		fmt.Printf("pid=%d %s=%s %s=%s\n", os.Getpid(), envPID, os.Getenv(envPID), envFDs, os.Getenv(envFDs))
+		return
+	}
+	peer, fd, err := controlPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.close()
+	theirs := os.NewFile(uintptr(fd), "control socket")
+	defer theirs.Close()
+	listener, err := listenTCP(t).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for what, test := range map[string]struct {
+		files []*os.File
+		env   []string
+		own   bool
+	}{
+		"a predecessor's": {[]*os.File{listener, theirs}, []string{envControl + "=4"}, true},
+		"a supervisor's":  {[]*os.File{listener, theirs}, []string{envSupervisor + "=4"}, true},
+		"a stranger's":    {[]*os.File{listener}, nil, false},
+		"another's":       {[]*os.File{listener, theirs}, []string{envSupervisor + "=4", envPID + "=1"}, false},
+	} {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(append(os.Environ(), envFDs+"=1"), test.env...)
+		cmd.ExtraFiles = test.files
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if own := fmt.Sprintf("pid=%d %[2]s=%[1]d %[3]s=1", cmd.Process.Pid, envPID, envFDs); strings.Contains(string(out), own) != test.own {
+			t.Errorf("%s sockets: the environment has\n%s\nits own number: want %v", what, out, test.own)
 		}
 	}
 }

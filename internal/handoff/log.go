@@ -5,88 +5,37 @@ import (
 	"fmt"
 	"log"
 	"runtime/debug"
-	"sync"
+	"sync/atomic"
 	"time"
 )
-
-// Lines for a log are written by one goroutine, so that a log that blocks, such as a
-// pipe that nobody reads, holds up nobody. What does not fit into the queue is counted.
 
 // maxLines is how many lines may wait to be written.
 const maxLines = 1000
 
-type line struct {
-	to   *log.Logger
-	text string
-}
-
-var logging struct {
-	mu      sync.Mutex
-	queue   []line
-	dropped int
-	writing bool
-	idle    chan struct{} // closed when all is written; nil: nobody waits
-}
+// Lines for a log are written by one goroutine, so that a log that blocks, such as a
+// pipe that nobody reads, holds up nobody. What does not fit into the queue is counted.
+var (
+	logging = queue{max: maxLines}
+	dropped atomic.Int64
+)
 
 // Logf writes a line to a logger, or the standard one, without waiting for it.
 func Logf(to *log.Logger, format string, args ...any) {
 	if to == nil {
 		to = log.Default()
 	}
-	logging.mu.Lock()
-	defer logging.mu.Unlock()
-	if len(logging.queue) >= maxLines {
-		logging.dropped++
-		return
+	text := fmt.Sprintf(format, args...)
+	missing := dropped.Swap(0)
+	if missing > 0 {
+		text = fmt.Sprintf("(%d lines are missing here, which the log did not take) ", missing) + text
 	}
-	if logging.dropped > 0 {
-		format, logging.dropped = fmt.Sprintf("(%d lines are missing here, which the log did not take) ", logging.dropped)+format, 0
-	}
-	logging.queue = append(logging.queue, line{to, fmt.Sprintf(format, args...)})
-	if !logging.writing {
-		logging.writing = true
-		go writeLines()
-	}
-}
-
-func writeLines() {
-	for {
-		logging.mu.Lock()
-		if len(logging.queue) == 0 {
-			logging.writing = false
-			if logging.idle != nil {
-				close(logging.idle)
-				logging.idle = nil
-			}
-			logging.mu.Unlock()
-			return
-		}
-		l := logging.queue[0]
-		logging.queue = logging.queue[1:]
-		logging.mu.Unlock()
-		l.to.Print(l.text)
+	if !logging.add("", func() { to.Print(text) }) {
+		dropped.Add(missing + 1)
 	}
 }
 
 // FlushLog waits until all lines are written, but no longer than the timeout.
-func FlushLog(timeout time.Duration) {
-	logging.mu.Lock()
-	if !logging.writing {
-		logging.mu.Unlock()
-		return
-	}
-	if logging.idle == nil {
-		logging.idle = make(chan struct{})
-	}
-	idle := logging.idle
-	logging.mu.Unlock()
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case <-idle:
-	case <-timer.C:
-	}
-}
+func FlushLog(timeout time.Duration) { logging.flushWithin(timeout) }
 
 // errExited is why a hook has no result.
 var errExited = errors.New("it has called runtime.Goexit")

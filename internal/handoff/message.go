@@ -27,7 +27,7 @@ const (
 	kindConns                      // predecessor: a batch of connections, after a socket for the answer (connsBody)
 	kindTaken                      // successor, on that socket: its answer (takenBody)
 	kindStepDown                   // successor: is itself ending; do not take over again if it exits (stepDownBody)
-	kindStatus                     // predecessor: how its drain goes, in words (statusBody)
+	kindStatus                     // predecessor: how its drain goes, in words (Status)
 	kindGiveUp                     // predecessor: no longer waits for ready, and serves on
 	kindStop                       // predecessor: was told to stop, which is meant for the service
 	_                              // was of use to earlier versions
@@ -94,9 +94,10 @@ type stepDownBody struct {
 	Stopping bool `json:",omitempty"` // it was told to; else it has a successor
 }
 
-type statusBody struct {
+// A Status is what a predecessor says of its drain.
+type Status struct {
 	Text string
-	Main bool `json:",omitempty"` // the successor is the service manager's main process now
+	Main bool `json:",omitempty"` // who hears it is the service manager's main process now
 }
 
 type moveBody struct {
@@ -105,13 +106,15 @@ type moveBody struct {
 
 // A message is one as received. Its receiver owns the descriptors.
 type message struct {
-	kind kind
-	body []byte
-	fds  []int
-	// truncated says that descriptors were lost on the way: the receiver's
-	// table was full (MSG_CTRUNC).
-	truncated bool
+	kind      kind
+	body      []byte
+	announced int // descriptors, by its header
+	fds       []int
 }
+
+// truncated reports whether descriptors were lost on the way: the receiver's table was
+// full (MSG_CTRUNC).
+func (m *message) truncated() bool { return len(m.fds) != m.announced }
 
 // decode fills in the body.
 func (m *message) decode(body any) error {

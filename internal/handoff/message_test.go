@@ -26,7 +26,7 @@ var bodies = []struct {
 	{kindTaken, takenBody{Error: "too many"}},
 	{kindStepDown, nil},
 	{kindStepDown, stepDownBody{Stopping: true}},
-	{kindStatus, statusBody{Text: "draining: 5 left", Main: true}},
+	{kindStatus, Status{Text: "draining: 5 left", Main: true}},
 	{kindGiveUp, nil},
 	{kindStop, nil},
 	{kindWaits, nil},
@@ -53,7 +53,7 @@ func TestWireFormatStays(t *testing.T) {
 		{kindConns, connsBody{Listener: 2}, 253, "\x00\x00\x00\x0e\x00\x06\x00\xfd" + `{"Listener":2}`},
 		{kindTaken, takenBody{"no"}, 0, "\x00\x00\x00\x0e\x00\x07\x00\x00" + `{"Error":"no"}`},
 		{kindStepDown, nil, 0, "\x00\x00\x00\x00\x00\x08\x00\x00"},
-		{kindStatus, statusBody{"x", true}, 0, "\x00\x00\x00\x18\x00\x09\x00\x00" + `{"Text":"x","Main":true}`},
+		{kindStatus, Status{"x", true}, 0, "\x00\x00\x00\x18\x00\x09\x00\x00" + `{"Text":"x","Main":true}`},
 		{kindGiveUp, nil, 0, "\x00\x00\x00\x00\x00\x0a\x00\x00"},
 		{kindStop, nil, 0, "\x00\x00\x00\x00\x00\x0b\x00\x00"},
 		{kindWaits, nil, 0, "\x00\x00\x00\x00\x00\x0e\x00\x00"},
@@ -106,7 +106,7 @@ func TestFieldsOfALaterVersionAreSkipped(t *testing.T) {
 }
 
 func TestTooLargeMessagesAreRefusedOnBothSides(t *testing.T) {
-	if _, err := encode(kindStatus, statusBody{Text: strings.Repeat("x", maxBody)}, 0); err == nil {
+	if _, err := encode(kindStatus, Status{Text: strings.Repeat("x", maxBody)}, 0); err == nil {
 		t.Error("a body that is too large was encoded")
 	}
 	if _, err := encode(kindConns, connsBody{}, maxFDs+1); err == nil {

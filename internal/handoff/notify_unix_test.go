@@ -112,11 +112,11 @@ func TestManagerThatDoesNotReadHoldsUpNobody(t *testing.T) {
 			t.Errorf("Flush: %v", err)
 		}
 	})
-	m.mu.Lock()
-	if n := len(m.queue); n > maxNotes+2 {
+	m.notes.mu.Lock()
+	if n := len(m.notes.waiting); n > maxNotes+3 {
 		t.Errorf("%d states wait", n)
 	}
-	m.mu.Unlock()
+	m.notes.mu.Unlock()
 	letGo()
 	for i := range maxNotes {
 		if got, _ := manager.next(t); got != fmt.Sprintf("X_N=%d", i) {
@@ -249,6 +249,30 @@ func TestForwardedDescriptorsAreClosed(t *testing.T) {
 		if err := syscall.Fstat(fd, &st); err != syscall.EBADF {
 			t.Errorf("descriptor %d is open: %v", fd, err)
 		}
+	}
+}
+
+// A manager that does not read keeps no descriptors open here.
+func TestDescriptorsThatAManagerDoesNotGetAreClosed(t *testing.T) {
+	checkLeaks(t)
+	m, manager := newManaged(t)
+	letGo := hold(t, m)
+	for i := range maxNotes {
+		m.Tell(fmt.Sprintf("X_N=%d", i))
+	}
+	_, fds := newFiles(t, 1)
+	fd, err := syscall.Dup(fds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Forward("FDSTORE=1", []int{fd})
+	var st syscall.Stat_t
+	if err := syscall.Fstat(fd, &st); err != syscall.EBADF {
+		t.Errorf("the descriptor is open: %v", err)
+	}
+	letGo()
+	for range maxNotes {
+		manager.next(t)
 	}
 }
 

@@ -55,15 +55,12 @@ type Restarted struct {
 }
 
 // Restarted notes the outcome of the last restart.
-func (g *Generation) Restarted(r Restarted) {
-	g.mu.Lock()
-	g.last = r
-	g.mu.Unlock()
-}
+func (g *Generation) Restarted(r Restarted) { g.last.Store(&r) }
 
 // LastRestart returns it; its time is zero if there was none.
 func (g *Generation) LastRestart() Restarted {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.last
+	if last := g.last.Load(); last != nil {
+		return *last
+	}
+	return Restarted{}
 }

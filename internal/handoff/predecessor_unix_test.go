@@ -50,7 +50,7 @@ func played(t *testing.T, listeners ...io.Closer) (*Predecessor, *control, *line
 	g.Manager = newManager(g, &birth{})
 	g.Predecessor = newPredecessor(g, ours)
 	for i, l := range listeners {
-		g.unused = append(g.unused, &Socket{Kind: Listener, Open: l, index: i})
+		g.sockets = append(g.sockets, &Socket{Kind: Listener, Open: l, index: i})
 	}
 	return g.Predecessor, peer, said
 }
@@ -91,7 +91,7 @@ func TestSuccessorLearnsWhatItInherits(t *testing.T) {
 	}
 
 	var got []string
-	for _, s := range p.g.unused {
+	for _, s := range p.g.sockets {
 		got = append(got, fmt.Sprintf("%s %s %s %q activated=%v place=%d", s.Kind, s.Network, s.Address, s.Name, s.Activated, s.index))
 	}
 	want := []string{
@@ -141,7 +141,7 @@ func TestNamedFileStaysAFile(t *testing.T) {
 	if err := p.receiveState(); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range p.g.unused {
+	for _, s := range p.g.sockets {
 		if s.Kind != File || s.File() == nil {
 			t.Errorf("the file %q has become a %s", s.Name, s.Kind)
 		}
@@ -270,7 +270,7 @@ func TestReadyIsNotTakenBackByAGiveUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(t, peer, kindGiveUp, nil) // too late
-	send(t, peer, kindStatus, statusBody{Text: "3 left"})
+	send(t, peer, kindStatus, Status{Text: "3 left"})
 	await(t, "the status", p.Statuses())
 	p.StepDown(false)
 	p.ServeAgain()
@@ -288,7 +288,7 @@ func TestPredecessorsWordsAreSkippedIfUnknown(t *testing.T) {
 	send(t, peer, kindConns, []string{"not a batch"}, fds...)
 	send(t, peer, kindMove, []string{"not a batch"}, fds...)
 	send(t, peer, kindHello, helloBody{}, fds...) // not for a successor
-	send(t, peer, kindStatus, statusBody{Text: "3 left", Main: true}, fds...)
+	send(t, peer, kindStatus, Status{Text: "3 left", Main: true}, fds...)
 	if got := await(t, "the status", p.Statuses()); got != (Status{"3 left", true}) {
 		t.Errorf("status %+v", got)
 	}
@@ -305,7 +305,7 @@ func TestBrokenControlSocketIsSaid(t *testing.T) {
 	if s := said.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "control socket of the predecessor") {
 		t.Errorf("logged %q, want one line", s)
 	}
-	if err := peer.send(kindStatus, statusBody{}); !isGone(err) {
+	if err := peer.send(kindStatus, Status{}); !isGone(err) {
 		t.Errorf("the predecessor cannot tell that nobody listens: %v", err)
 	}
 }
@@ -313,9 +313,9 @@ func TestBrokenControlSocketIsSaid(t *testing.T) {
 func TestOnlyTheLatestStatusIsReceived(t *testing.T) {
 	p, peer, _ := played(t)
 	receiving(t, p, peer)
-	send(t, peer, kindStatus, statusBody{Text: "3 left", Main: true})
-	send(t, peer, kindStatus, statusBody{Text: "2 left"})
-	send(t, peer, kindStatus, statusBody{Text: "1 left"})
+	send(t, peer, kindStatus, Status{Text: "3 left", Main: true})
+	send(t, peer, kindStatus, Status{Text: "2 left"})
+	send(t, peer, kindStatus, Status{Text: "1 left"})
 	send(t, peer, kindDrained, nil)
 	await(t, "all that it has said", p.Drained()) // nobody has received a status until now
 	if got := await(t, "the status", p.Statuses()); got != (Status{"1 left", true}) {
@@ -386,7 +386,7 @@ func TestNobodyIsToldWithoutAPredecessor(t *testing.T) {
 	p.ServeAgain()
 	p.OnMove(func(net.Conn, []byte) {})
 	p.Flush(patience)
-	if p.HasOnMove() || p.Stop() != nil || p.Statuses() != nil {
+	if isClosed(p.Stop()) || len(p.Statuses()) > 0 {
 		t.Error("nobody has something to say")
 	}
 	if g.Origin != Fresh || g.Err != nil || g.Number != 1 || g.State("any") != nil {
@@ -402,7 +402,7 @@ func TestReadyDoesNotSignalAParentOfAnotherProgram(t *testing.T) {
 	}
 	g := newGeneration()
 	g.Manager = newManager(g, &birth{})
-	g.Origin, g.ppid = SucceededLegacy, os.Getppid()
+	g.Origin, g.Predecessor.Pid = SucceededLegacy, os.Getppid()
 	if err := g.Ready(); err != nil {
 		t.Error(err)
 	}

@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -24,13 +23,18 @@ func peerPid(c *net.UnixConn) (pid int) {
 
 // parentOf says what the process pid runs, beside this one.
 func parentOf(pid int) parent {
-	exe := fmt.Sprintf("/proc/%d/exe", pid)
-	if sameFile(exe, "/proc/self/exe") {
+	const self = "/proc/self"
+	proc := fmt.Sprintf("/proc/%d", pid)
+	if sameFile(proc+"/exe", self+"/exe") {
 		return parent{same: true, program: Ours}
 	}
-	p := parent{same: samePath(exe) || sameCommandLine(pid)}
+	same := func(read func(proc string) string) bool {
+		ours := read(self)
+		return ours != "" && read(proc) == ours
+	}
+	p := parent{same: same(programPath) || same(commandLine)}
 	if p.same {
-		p.program = programOf(exe)
+		p.program = runs(pid)
 	}
 	return p
 }
@@ -38,22 +42,14 @@ func parentOf(pid int) parent {
 // runs returns what a process is built on.
 func runs(pid int) Program { return programOf(fmt.Sprintf("/proc/%d/exe", pid)) }
 
-// samePath reports whether a process's program has the path of ours, where another file
-// may have been before: the kernel then says that it is deleted.
-func samePath(exe string) bool {
-	theirs, err := os.Readlink(exe)
-	if err != nil {
-		return false
-	}
-	ours, err := os.Readlink("/proc/self/exe")
-	return err == nil && strings.TrimSuffix(theirs, " (deleted)") == strings.TrimSuffix(ours, " (deleted)")
+// programPath returns the path of a process's program, where another file may be by now:
+// the kernel then says that it is deleted.
+func programPath(proc string) string {
+	path, _ := os.Readlink(proc + "/exe")
+	return strings.TrimSuffix(path, " (deleted)")
 }
 
-func sameCommandLine(pid int) bool {
-	theirs, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		return false
-	}
-	ours, err := os.ReadFile("/proc/self/cmdline")
-	return err == nil && len(ours) > 0 && bytes.Equal(ours, theirs)
+func commandLine(proc string) string {
+	line, _ := os.ReadFile(proc + "/cmdline")
+	return string(line)
 }

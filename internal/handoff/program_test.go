@@ -8,31 +8,52 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-
-	"github.com/facebookgo/grace/internal/testserver/driver"
 )
+
+// originalModule is as little as a program has of facebookgo/grace.
+var originalModule = map[string]string{
+	"go.mod":          "module github.com/facebookgo/grace",
+	"gracenet/net.go": "package gracenet\n\n//go:noinline\nfunc Listen() { println() }",
+	"main/main.go":    "package main\n\nimport \"github.com/facebookgo/grace/gracenet\"\n\nfunc main() { gracenet.Listen() }",
+}
 
 func TestProgramIsReadFromTheFile(t *testing.T) {
 	t.Parallel()
-	stripped := func(pkg string) string {
-		path := filepath.Join(t.TempDir(), "stripped")
-		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+	module := t.TempDir()
+	for name, text := range originalModule {
+		path := filepath.Join(module, name)
+		os.Mkdir(filepath.Dir(path), 0o700)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := func(dir, pkg string, flags ...string) string {
+		path := filepath.Join(t.TempDir(), "program")
+		build := exec.Command("go", append(append([]string{"build", "-o", path}, flags...), pkg)...)
+		build.Dir = dir
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("go build: %v\n%s", err, out)
 		}
 		return path
 	}
-	const testserver = "github.com/facebookgo/grace/internal/testserver"
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gotool, err := exec.LookPath("go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name, path string
 		want       Program
 	}{
-		{"ours", driver.Binary(t), Ours},
-		{"ours, stripped", stripped(testserver), Ours},
-		{"original", driver.Original(t), Original},
-		{"original, stripped", stripped(testserver + "/original"), Original},
-		{"neither", driver.Stranger(t), Unknown},
-		{"a shell", "/bin/sh", Unknown},
+		{"ours", self, Ours},
+		{"ours, stripped", build(".", "./testdata/ours", "-trimpath", "-ldflags=-s -w"), Ours},
+		{"original", build(module, "./main"), Original},
+		{"original, stripped", build(module, "./main", "-trimpath", "-ldflags=-s -w"), Original},
+		{"a Go program", gotool, Neither},
+		{"a shell", "/bin/sh", Neither},
 		{"a directory", t.TempDir(), Unknown},
 		{"nothing", filepath.Join(t.TempDir(), "nothing"), Unknown},
 	} {
@@ -65,7 +86,7 @@ func TestNamesAreFoundAcrossPieces(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		want Program
-	}{{original, Original}, {net, Original}, {ours, Ours}, {path, Unknown}} {
+	}{{original, Original}, {net, Original}, {ours, Ours}, {path, Neither}} {
 		for at := piece - len(test.name); at <= piece; at++ {
 			copy(content[at:], test.name)
 			check(content, test.want, test.name, at)
@@ -78,6 +99,6 @@ func TestNamesAreFoundAcrossPieces(t *testing.T) {
 	// This library's own programs have all names.
 	check([]byte(original+net+ours), Ours, "all", 0)
 	check([]byte(ours+net+original), Ours, "all", 0)
-	check([]byte("facebookgo/grace"), Unknown, "half a name", 0)
-	check(nil, Unknown, "nothing", 0)
+	check([]byte("facebookgo/grace"), Neither, "half a name", 0)
+	check(nil, Neither, "nothing", 0)
 }

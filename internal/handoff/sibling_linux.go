@@ -16,7 +16,7 @@ import (
 // CLONE_PARENT of clone(2): so whoever waits for processes above us is its parent from
 // its first moment. We see its end by a pidfd, see pidfd_open(2).
 type sibling struct {
-	id     int
+	child
 	pidfd  *os.File
 	status *os.File // where a supervisor writes how it has ended; nil without one
 }
@@ -54,9 +54,9 @@ func openPidfd(pid int) (*os.File, error) {
 	return pidfdFile(int(fd)), nil
 }
 
+// pidfdFile takes a pidfd over, which is close-on-exec.
 func pidfdFile(fd int) *os.File {
-	syscall.CloseOnExec(fd)
-	syscall.SetNonblock(fd, true)
+	setNonblock(fd)
 	return os.NewFile(uintptr(fd), "pidfd")
 }
 
@@ -85,46 +85,20 @@ func isSystemd(pid int) bool {
 	return err == nil && (name == "systemd" || name == "init")
 }
 
-func (g *Generation) forkSibling(path string, attr *syscall.ProcAttr) (process, error) {
+func (g *Generation) forkSibling(path string, fds []int, env []string) (process, error) {
+	if !g.hasSiblings() || startProgram(path) != Ours {
+		return nil, errors.ErrUnsupported
+	}
 	pidfd := -1
-	sys := *attr
-	sys.Sys = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_PARENT, PidFD: &pidfd}
-	pid, err := syscall.ForkExec(path, born.args, &sys)
+	pid, err := execute(path, fds, env, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_PARENT, PidFD: &pidfd})
 	if err != nil {
 		return nil, err
 	}
-	s := &sibling{id: pid, status: g.Manager.askStatus(pid)}
-	if pidfd >= 0 {
-		s.pidfd = pidfdFile(pidfd)
-	} else if s.pidfd, err = openPidfd(pid); err != nil {
+	if pidfd < 0 {
 		syscall.Kill(pid, syscall.SIGKILL) // nobody would see its end
-		if s.status != nil {
-			s.status.Close()
-		}
-		return nil, err
+		return nil, errors.ErrUnsupported
 	}
-	return s, nil
-}
-
-func (s *sibling) pid() int { return s.id }
-
-func (s *sibling) signal(sig os.Signal) error {
-	var errno syscall.Errno
-	err := s.control(func(fd uintptr) {
-		_, _, errno = syscall.Syscall6(sysPidfdSendSignal(), fd, uintptr(sig.(syscall.Signal)), 0, 0, 0, 0)
-	})
-	if err == nil && errno != 0 {
-		err = os.NewSyscallError("pidfd_send_signal", errno)
-	}
-	return err
-}
-
-func (s *sibling) control(f func(fd uintptr)) error {
-	raw, err := s.pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(f)
+	return &sibling{newChild(pid), pidfdFile(pidfd), g.Manager.askStatus(pid)}, nil
 }
 
 func (s *sibling) wait(silent <-chan struct{}) exit {
@@ -137,9 +111,20 @@ func (s *sibling) wait(silent <-chan struct{}) exit {
 		status, err = s.statusFromKernel()
 	}
 	if err != nil {
-		return exit{unknown: true, err: errors.New("its end (how is known to its parent)")}
+		return exit{err: errors.New("its end (how is known to its parent)")}
 	}
-	return exit{status: status, err: statusError(status)}
+	return exit{err: statusError(status), success: status.ExitStatus() == 0}
+}
+
+// statusError says in words how a process has ended, as os.ProcessState does.
+func statusError(status syscall.WaitStatus) error {
+	switch {
+	case !status.Signaled():
+		return fmt.Errorf("exit status %d", status.ExitStatus())
+	case status.CoreDump():
+		return fmt.Errorf("signal: %v (core dumped)", status.Signal())
+	}
+	return fmt.Errorf("signal: %v", status.Signal())
 }
 
 // hasEnded reports whether a pidfd is readable: the process has ended.
@@ -172,11 +157,15 @@ func (s *sibling) statusFromKernel() (status syscall.WaitStatus, err error) {
 		getInfo  = 0xc040ff0b // PIDFD_GET_INFO, for the first 64 bytes
 		infoExit = 1 << 3     // PIDFD_INFO_EXIT
 	)
+	raw, err := s.pidfd.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
 	deadline := time.Now().Add(statusTimeout)
 	for {
 		info := [8]uint64{0: infoExit}
 		var errno syscall.Errno
-		err := s.control(func(fd uintptr) {
+		err := raw.Control(func(fd uintptr) {
 			_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, fd, getInfo, uintptr(unsafe.Pointer(&info)))
 		})
 		switch {
@@ -194,17 +183,13 @@ func (s *sibling) statusFromKernel() (status syscall.WaitStatus, err error) {
 	}
 }
 
-// The numbers of system calls are the same on all architectures since these, but for an
-// offset.
-func sysPidfdOpen() uintptr       { return 434 + sysOffset() }
-func sysPidfdSendSignal() uintptr { return 424 + sysOffset() }
-
-func sysOffset() uintptr {
+// sysPidfdOpen is the same number on all architectures, but for an offset.
+func sysPidfdOpen() uintptr {
 	switch {
 	case strings.HasPrefix(runtime.GOARCH, "mips64"):
-		return 5000
+		return 5434
 	case strings.HasPrefix(runtime.GOARCH, "mips"):
-		return 4000
+		return 4434
 	}
-	return 0
+	return 434
 }

@@ -21,7 +21,7 @@ func startSibling(t *testing.T, script string) (*sibling, *exec.Cmd) {
 		cmd.Wait()
 		t.Skip(err)
 	}
-	return &sibling{id: cmd.Process.Pid, pidfd: pidfd}, cmd
+	return &sibling{child: newChild(cmd.Process.Pid), pidfd: pidfd}, cmd
 }
 
 func TestSiblingsStatusIsKnownFromTheKernel(t *testing.T) {
@@ -37,8 +37,8 @@ func TestSiblingsStatusIsKnownFromTheKernel(t *testing.T) {
 			t.Skip("this kernel does not tell: ", err)
 		}
 		e := s.wait(nil)
-		if e.err.Error() != want || e.success() != (want == "exit status 0") {
-			t.Errorf("%s: %v, success %v; want %s", script, e.err, e.success(), want)
+		if e.err.Error() != want || e.success != (want == "exit status 0") {
+			t.Errorf("%s: %v, success %v; want %s", script, e.err, e.success, want)
 		}
 	}
 }
@@ -46,7 +46,7 @@ func TestSiblingsStatusIsKnownFromTheKernel(t *testing.T) {
 func TestSiblingsStatusIsUnknownUntilItsParentHasWaited(t *testing.T) {
 	s, cmd := startSibling(t, "exit 3")
 	e := s.wait(nil)
-	if !e.unknown || e.success() {
+	if e.err.Error() != "its end (how is known to its parent)" || e.success {
 		t.Errorf("%+v of a process that nobody has waited for", e)
 	}
 	cmd.Wait()
@@ -65,21 +65,21 @@ func TestSiblingsStatusIsKnownFromTheSupervisor(t *testing.T) {
 	}
 	w.Close()
 	AnswerStatus(fd, syscall.WaitStatus(5<<8)) // so that it is not the kernel's
-	if e := s.wait(nil); e.unknown || e.err.Error() != "exit status 5" {
+	if e := s.wait(nil); e.err.Error() != "exit status 5" {
 		t.Errorf("%+v, want what the supervisor says", e)
 	}
 	cmd.Wait()
 }
 
-func TestSiblingIsSignalledByItsDescriptor(t *testing.T) {
+func TestSiblingThatHasEndedIsNotSignalled(t *testing.T) {
 	s, cmd := startSibling(t, "sleep 60")
-	if err := s.signal(syscall.SIGKILL); err != nil {
+	if err := s.Signal(syscall.SIGKILL); err != nil {
 		cmd.Process.Kill()
 		t.Error(err)
 	}
 	cmd.Wait()
-	if err := s.signal(syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("signal to a process that has ended: %v, want %v", err, syscall.ESRCH)
+	if err := s.Signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("signal to a process that has ended: %v, want %v", err, os.ErrProcessDone)
 	}
 	s.pidfd.Close()
 }

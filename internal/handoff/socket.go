@@ -1,9 +1,12 @@
 package handoff
 
 import (
+	"cmp"
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -34,6 +37,7 @@ type Socket struct {
 
 	leave atomic.Bool // closing it leaves its path
 	index int         // its place in the LISTEN_FDS that we inherited, or -1
+	used  bool        // somebody has asked for it; the pool's
 }
 
 // Listener returns the listener, or nil if it is none.
@@ -65,9 +69,66 @@ func (s *Socket) Addr() net.Addr {
 	return nil
 }
 
+// describe notes what a predecessor says of a socket.
+func (s *Socket) describe(b socketBody) {
+	s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+}
+
+// open takes a descriptor over and makes of it what it is.
+func (s *Socket) open(fd int) {
+	s.leave.Store(true) // the predecessor's, until we are ready
+	s.Kind = kindOf(fd)
+	f := os.NewFile(uintptr(fd), cmp.Or(s.Name, "descriptor "+strconv.Itoa(fd)))
+	var err error
+	switch s.Kind {
+	case Listener:
+		s.Open, err = net.FileListener(f)
+	case Packet:
+		s.Open, err = net.FilePacketConn(f)
+	}
+	if s.Kind == File || err != nil {
+		s.Kind, s.Open = File, f
+		return
+	}
+	f.Close()
+}
+
 // LeavesPath reports whether closing the socket shall leave its path: another
 // process has it.
 func (s *Socket) LeavesPath() bool { return s.leave.Load() }
+
+// Describe says in words what a socket is, for an error.
+func (s *Socket) Describe() string {
+	switch s.Kind {
+	case Listener:
+		return "a listening socket"
+	case Packet:
+		return "a datagram socket"
+	}
+	info, err := s.File().Stat()
+	if err != nil {
+		return err.Error()
+	}
+	switch mode := info.Mode(); {
+	case mode&os.ModeSocket != 0:
+		return "a socket that does not listen"
+	case mode&os.ModeNamedPipe != 0:
+		return "a pipe"
+	case mode&os.ModeDevice != 0:
+		return "a device"
+	case mode.IsDir():
+		return "a directory"
+	}
+	return "a file"
+}
+
+// Descriptor returns the number under which the socket was inherited, or -1.
+func (s *Socket) Descriptor() int {
+	if s.index < 0 {
+		return -1
+	}
+	return firstFD + s.index
+}
 
 func (s *Socket) conn() syscall.Conn {
 	c, _ := s.Open.(syscall.Conn)
@@ -76,19 +137,22 @@ func (s *Socket) conn() syscall.Conn {
 
 // keepPath says whether closing the socket shall leave a unix socket's path.
 func (s *Socket) keepPath(keep bool) {
-	s.leave.Store(keep || s.Activated)
-	keepPath(s.Open, keep || s.Activated)
+	keep = keep || s.Activated
+	s.leave.Store(keep)
+	accept.SetUnlinkOnClose(s.Open, !keep)
 }
 
-// keepPath says whether closing a listener shall leave a unix socket's path.
-func keepPath(l any, keep bool) { accept.SetUnlinkOnClose(l, !keep) }
+// A socketID is the same for all descriptors of one socket.
+type socketID struct {
+	dev, ino uint64
+	bound    string // where sockets have no inode number, on macOS and the BSDs: descriptor and address
+}
 
-// A pool holds the sockets of a generation: inherited ones until somebody asks
-// for them, and all that are in use, for the successor.
+// A pool holds the sockets of a generation: those that it has inherited, in their order,
+// until somebody asks for them; then all that are in use.
 type pool struct {
-	mu     sync.Mutex
-	unused []*Socket // inherited, in their order
-	used   []*Socket
+	mu      sync.Mutex
+	sockets []*Socket
 }
 
 // Take gives out the first inherited socket that match accepts and nobody has
@@ -96,10 +160,10 @@ type pool struct {
 func (p *pool) Take(match func(*Socket) bool) *Socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, s := range p.unused {
-		if match(s) {
-			p.unused = append(p.unused[:i:i], p.unused[i+1:]...)
-			p.used = append(p.used, s)
+	for i, s := range p.sockets {
+		if !s.used && match(s) {
+			s.used = true
+			p.sockets = append(slices.Delete(p.sockets, i, i+1), s)
 			return s
 		}
 	}
@@ -109,37 +173,54 @@ func (p *pool) Take(match func(*Socket) bool) *Socket {
 // Add lets a socket that was opened here travel to successors until it is
 // closed.
 func (p *pool) Add(s *Socket) {
-	s.index = -1
+	s.index, s.used = -1, true
 	p.mu.Lock()
-	p.used = append(open(p.used), s)
+	p.prune()
+	p.sockets = append(p.sockets, s)
 	p.mu.Unlock()
+}
+
+// prune forgets those that were closed. The caller holds p.mu.
+func (p *pool) prune() {
+	p.sockets = slices.DeleteFunc(p.sockets, func(s *Socket) bool { return !s.isOpen() })
 }
 
 // Find returns the first socket in use that match accepts, or nil.
 func (p *pool) Find(match func(*Socket) bool) *Socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, s := range p.used {
-		if match(s) {
+	for _, s := range p.sockets {
+		if s.used && match(s) {
 			return s
 		}
 	}
 	return nil
 }
 
-// Remove lets the sockets that match accepts stay here, and returns them.
-func (p *pool) Remove(match func(*Socket) bool) (removed []*Socket) {
+// Remove lets the sockets in use that match accepts stay here, and returns them.
+func (p *pool) Remove(match func(*Socket) bool) []*Socket {
+	return p.remove(func(s *Socket) bool { return s.used && match(s) })
+}
+
+// Discard closes all inherited sockets that nobody has asked for, and returns them.
+func (p *pool) Discard() []*Socket {
+	unused := p.remove(func(s *Socket) bool { return !s.used })
+	for _, s := range unused {
+		s.Open.Close()
+	}
+	return unused
+}
+
+func (p *pool) remove(match func(*Socket) bool) (removed []*Socket) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var kept []*Socket
-	for _, s := range p.used {
+	p.sockets = slices.DeleteFunc(p.sockets, func(s *Socket) bool {
 		if match(s) {
 			removed = append(removed, s)
-		} else {
-			kept = append(kept, s)
+			return true
 		}
-	}
-	p.used = kept
+		return false
+	})
 	return removed
 }
 
@@ -147,47 +228,26 @@ func (p *pool) Remove(match func(*Socket) bool) (removed []*Socket) {
 func (p *pool) all() []*Socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.used = open(p.used)
-	return append(open(p.unused), p.used...)
+	p.prune()
+	return slices.Clone(p.sockets)
 }
 
 // inUse returns those that were asked for, without what was closed.
 func (p *pool) inUse() []*Socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return open(p.used)
+	p.prune()
+	return slices.DeleteFunc(slices.Clone(p.sockets), func(s *Socket) bool { return !s.used })
 }
 
-// closeUnused closes what nobody has asked for.
-func (p *pool) closeUnused() []*Socket {
-	p.mu.Lock()
-	unused := p.unused
-	p.unused = nil
-	p.mu.Unlock()
-	for _, s := range unused {
-		s.Open.Close()
-	}
-	return unused
-}
-
-// keepPaths says of every socket whether closing it leaves its path.
+// keepPaths says of every socket in use whether closing it leaves its path.
 func (p *pool) keepPaths(keep bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.used {
+	for _, s := range p.inUse() {
 		s.keepPath(keep)
 	}
 }
 
-// open returns those sockets that have not been closed.
-func open(sockets []*Socket) []*Socket {
-	var alive []*Socket
-	for _, s := range sockets {
-		if c := s.conn(); c != nil {
-			if raw, err := c.SyscallConn(); err == nil && raw.Control(func(uintptr) {}) == nil {
-				alive = append(alive, s)
-			}
-		}
-	}
-	return alive
+func (s *Socket) isOpen() bool {
+	c := s.conn()
+	return c != nil && withFDs([]syscall.Conn{c}, func([]int) error { return nil }) == nil
 }

@@ -31,7 +31,7 @@ func names(sockets []*Socket) (names string) {
 func anySocket(*Socket) bool { return true }
 
 func TestEachInheritedSocketIsGivenOutOnce(t *testing.T) {
-	p := &pool{unused: newSockets(t, 50)}
+	p := &pool{sockets: newSockets(t, 50)}
 	var taking sync.WaitGroup
 	taken := make(chan *Socket, 1000)
 	for range 10 {
@@ -63,7 +63,7 @@ func TestEachInheritedSocketIsGivenOutOnce(t *testing.T) {
 
 func TestSocketsAreTakenInOrderIfTheyMatch(t *testing.T) {
 	all := newSockets(t, 4)
-	p := &pool{unused: append([]*Socket(nil), all...)}
+	p := &pool{sockets: append([]*Socket(nil), all...)}
 	name := func(name string) func(*Socket) bool { return func(s *Socket) bool { return s.Name == name } }
 	if s := p.Take(name("2")); s != all[2] {
 		t.Errorf("took %+v, want socket 2", s)
@@ -87,7 +87,7 @@ func TestSocketsAreTakenInOrderIfTheyMatch(t *testing.T) {
 
 func TestClosedSocketsAreNotPassedOn(t *testing.T) {
 	all := newSockets(t, 6)
-	p := &pool{unused: append([]*Socket(nil), all[:3]...)}
+	p := &pool{sockets: append([]*Socket(nil), all[:3]...)}
 	p.Take(anySocket)
 	for _, s := range all[3:] {
 		p.Add(s)
@@ -136,9 +136,9 @@ func TestRemovedSocketsStayHere(t *testing.T) {
 
 func TestUnusedSocketsAreClosed(t *testing.T) {
 	all := newSockets(t, 3)
-	p := &pool{unused: append([]*Socket(nil), all...)}
+	p := &pool{sockets: append([]*Socket(nil), all...)}
 	p.Take(anySocket)
-	if got, want := names(p.closeUnused()), "1 2 "; got != want {
+	if got, want := names(p.Discard()), "1 2 "; got != want {
 		t.Errorf("closed %s, want %s", got, want)
 	}
 	for _, s := range all[1:] {
@@ -152,13 +152,13 @@ func TestUnusedSocketsAreClosed(t *testing.T) {
 	if err := all[0].Open.Close(); err != nil {
 		t.Errorf("the socket in use was closed: %v", err)
 	}
-	if more := p.closeUnused(); len(more) != 0 {
+	if more := p.Discard(); len(more) != 0 {
 		t.Errorf("closed again: %s", names(more))
 	}
 }
 
 func TestPoolIsSafeForConcurrentUse(t *testing.T) {
-	p := &pool{unused: newSockets(t, 20)}
+	p := &pool{sockets: newSockets(t, 20)}
 	more := newSockets(t, 20)
 	var using sync.WaitGroup
 	for i := range 4 {

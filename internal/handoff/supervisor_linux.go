@@ -1,15 +1,29 @@
 package handoff
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/facebookgo/grace/internal/systemd"
 )
+
+// A supervisor and its generations share a socket pair of datagrams. All
+// generations write states to their end, as they would to systemd; the end of
+// the other side tells them that the supervisor has ended, and its own end of
+// file tells the supervisor that no generation is left.
+
+// stateAskStatus begins a line for the supervisor alone: a generation that has started a
+// sibling names it, and sends the end of a pipe for its wait status.
+const stateAskStatus = "GRACE_STARTED="
+
+// stateOwn begins each line that is not for the service manager, of earlier versions too.
+const stateOwn = "GRACE_"
 
 // prSetChildSubreaper is PR_SET_CHILD_SUBREAPER of prctl(2). Generations are our children
 // but where they could not be started so; what they leave behind becomes ours.
@@ -37,22 +51,12 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); errno != 0 {
 		return nil, os.NewSyscallError("prctl", errno)
 	}
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
+	ours, theirs, err := socketPair(syscall.SOCK_SEQPACKET)
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
-	}
-	ours, err := newUnixConn(fds[0])
-	if err != nil {
-		syscall.Close(fds[1])
-		return nil, err
-	}
-	theirs, err := newUnixConn(fds[1])
-	if err != nil {
-		ours.Close()
 		return nil, err
 	}
 	// The first generation has its own copy, and we must see the end of file.
-	defer theirs.Close()
+	defer syscall.Close(theirs)
 
 	var names []string
 	var open []syscall.Conn
@@ -70,25 +74,22 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 	path, err := startPath()
 	var pid int
 	if err == nil {
-		err = withFDs(append(open, theirs), func(fds []int) (err error) {
-			pid, err = syscall.ForkExec(path, born.args, &syscall.ProcAttr{
-				Dir: born.dir, Env: what.environ(env), Files: files(fds),
-				Sys: &syscall.SysProcAttr{Setpgid: true},
-			})
-			if errors.Is(err, syscall.EPERM) && syscall.Access(path, 1) == nil {
-				return fmt.Errorf("starting %s: %w", path, os.NewSyscallError("setpgid", err))
-			} else if err != nil {
-				return startError(path, err)
-			}
-			return nil
+		err = withFDs(open, func(fds []int) (err error) {
+			pid, err = execute(path, append(fds, theirs), what.environ(env), &syscall.SysProcAttr{Setpgid: true})
+			return err
 		})
+		if errors.Is(err, syscall.EPERM) && syscall.Access(path, 1) == nil {
+			err = fmt.Errorf("starting %s: %w", path, os.NewSyscallError("setpgid", err))
+		} else if err != nil {
+			err = startError(path, err)
+		}
 	}
 	if err != nil {
 		ours.Close()
 		syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 0, 0)
 		return nil, err
 	}
-	g.closeUnused()
+	g.Discard()
 
 	raw, err := ours.SyscallConn()
 	if err != nil {
@@ -96,7 +97,7 @@ func (g *Generation) Supervise() (*Supervisor, error) {
 	}
 	unread := make(chan struct{})
 	go func() {
-		for waitReadable(raw) == nil {
+		for raw.Read(readable) == nil {
 			unread <- struct{}{}
 		}
 	}()
@@ -125,4 +126,48 @@ func (s *Supervisor) States() (states []State, over bool) {
 		}
 	})
 	return states, over
+}
+
+// askStatus asks the supervisor how a sibling will end. It returns nil without one.
+func (m *Manager) askStatus(pid int) *os.File {
+	if m.supervisor == nil {
+		return nil
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil
+	}
+	defer w.Close()
+	// Not in the queue: a status that comes late is not known in time.
+	m.supervisor.SetWriteDeadline(time.Now().Add(statusWriteTimeout))
+	err = withFDs([]syscall.Conn{w}, func(fds []int) error {
+		_, _, err := m.supervisor.WriteMsgUnix(fmt.Appendf(nil, "%s%d", stateAskStatus, pid), rightsOf(fds), nil)
+		return err
+	})
+	if err != nil {
+		r.Close()
+		return nil
+	}
+	return r
+}
+
+const statusWriteTimeout = 100 * time.Millisecond
+
+// AskedStatus parses a line by which a generation asks how a sibling will end.
+func AskedStatus(line string) (pid int, ok bool) {
+	text, ok := strings.CutPrefix(line, stateAskStatus)
+	if !ok {
+		return 0, false
+	}
+	_, err := fmt.Sscan(text, &pid)
+	return pid, err == nil
+}
+
+// IsOwn reports whether a line is not for the service manager.
+func IsOwn(line string) bool { return strings.HasPrefix(line, stateOwn) }
+
+// AnswerStatus answers one who has asked, and closes the descriptor.
+func AnswerStatus(fd int, status syscall.WaitStatus) {
+	syscall.Write(fd, binary.NativeEndian.AppendUint32(nil, uint32(status)))
+	syscall.Close(fd)
 }

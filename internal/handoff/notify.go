@@ -1,15 +1,13 @@
-//go:build unix
-
 package handoff
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -28,19 +26,8 @@ type Manager struct {
 
 	unsupervised chan struct{} // closed when the supervisor has ended; nil without one
 
-	mu      sync.Mutex // guards what follows
-	queue   []note     // still to be sent
-	sending bool
-	idle    chan struct{} // closed when all is sent; nil: nobody waits
-	failed  bool          // the last one could not be sent, which was logged
-}
-
-// A note is a state that waits to be sent, or a function to be called in its place.
-type note struct {
-	state string
-	fds   []syscall.Conn
-	close bool // the descriptors when it is sent
-	call  func()
+	notes  queue // what is told
+	failed bool  // the last could not be sent, which was logged; for whoever sends
 }
 
 // maxNotes is how many states may wait: a manager that does not read does not get any
@@ -53,12 +40,24 @@ func newManager(g *Generation, b *birth) *Manager {
 		socket:     b.getenv(systemd.EnvSocket),
 		supervisor: b.supervisor,
 		Watchdog:   systemd.Watchdog(b.getenv, os.Getpid()),
+		notes:      queue{max: maxNotes},
 	}
 	if m.supervisor != nil {
 		m.unsupervised = make(chan struct{})
 		go m.watchSupervisor()
 	}
 	return m
+}
+
+// watchSupervisor waits for the supervisor's end: it never writes. A program with
+// a signal loop of its own gets SIGTERM then.
+func (m *Manager) watchSupervisor() {
+	io.Copy(io.Discard, m.supervisor)
+	close(m.unsupervised)
+	if !m.g.Owned() {
+		m.g.Logf("grace: the supervisor has ended: stopping pid %d", os.Getpid())
+		kill(os.Getpid(), syscall.SIGTERM)
+	}
 }
 
 // Listens reports whether somebody does.
@@ -73,7 +72,47 @@ func (m *Manager) Unsupervised() <-chan struct{} { return m.unsupervised }
 
 // Tell tells a state, lines of NAME=VALUE as in sd_notify(3). It does not wait. Of
 // states that are nothing but a status, or the same again, only the latest is sent.
-func (m *Manager) Tell(state string) { m.enqueue(note{state: state}) }
+func (m *Manager) Tell(state string) {
+	key := state
+	if strings.HasPrefix(state, "STATUS=") && !strings.Contains(state, "\n") {
+		key = "STATUS="
+	}
+	m.add(key, func() error { return m.write(state) })
+}
+
+// tellOf tells a state with a descriptor, unless that is closed meanwhile.
+func (m *Manager) tellOf(c syscall.Conn, state string) {
+	m.add("", func() error {
+		err := withFDs([]syscall.Conn{c}, func(fds []int) error { return m.write(state, fds...) })
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Forward tells what a generation has told its supervisor, with descriptors that it
+// closes.
+func (m *Manager) Forward(state string, fds []int) {
+	told := m.add("", func() error {
+		defer closeAll(fds)
+		return m.write(state, fds...)
+	})
+	if !told {
+		closeAll(fds)
+	}
+}
+
+// add lets something be told when its turn comes; see queue.add.
+func (m *Manager) add(key string, tell func() error) bool {
+	return m.Listens() && m.notes.add(key, func() {
+		err := tell()
+		if err != nil && !m.failed {
+			m.g.Logf("telling the service manager: %v", err)
+		}
+		m.failed = err != nil
+	})
+}
 
 // Then calls f when all that was told before was sent, or could not be. Without anybody
 // who listens it does so at once.
@@ -82,83 +121,7 @@ func (m *Manager) Then(f func()) {
 		f()
 		return
 	}
-	m.enqueue(note{call: f})
-}
-
-func (m *Manager) enqueue(n note) {
-	if !m.Listens() {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if last := len(m.queue) - 1; last >= 0 && n.replaces(m.queue[last]) {
-		m.queue[last] = n
-	} else if len(m.queue) < maxNotes || n.call != nil {
-		m.queue = append(m.queue, n)
-	}
-	if !m.sending {
-		m.sending = true
-		go m.send()
-	}
-}
-
-// replaces reports whether another note, not sent yet, need not be.
-func (n note) replaces(other note) bool {
-	status := func(n note) bool {
-		return strings.HasPrefix(n.state, "STATUS=") && !strings.Contains(n.state, "\n")
-	}
-	return n.call == nil && other.call == nil && n.fds == nil && other.fds == nil &&
-		(n.state == other.state || status(n) && status(other))
-}
-
-// send sends what waits.
-func (m *Manager) send() {
-	for {
-		m.mu.Lock()
-		if len(m.queue) == 0 {
-			m.sending = false
-			if m.idle != nil {
-				close(m.idle)
-				m.idle = nil
-			}
-			m.mu.Unlock()
-			return
-		}
-		n := m.queue[0]
-		m.queue = m.queue[1:]
-		m.mu.Unlock()
-		if n.call != nil {
-			n.call()
-			continue
-		}
-		err := withFDs(n.fds, func(fds []int) error { return m.write(n.state, fds...) })
-		if errors.Is(err, net.ErrClosed) && n.fds != nil {
-			err = nil // it was closed meanwhile
-		}
-		if err != nil && !m.failed {
-			m.g.Logf("telling the service manager: %v", err)
-		}
-		m.failed = err != nil
-		if n.close {
-			for _, f := range n.fds {
-				f.(*os.File).Close()
-			}
-		}
-	}
-}
-
-// Forward tells what a generation has told its supervisor, with descriptors that it
-// closes.
-func (m *Manager) Forward(state string, fds []int) {
-	if !m.Listens() {
-		closeAll(fds)
-		return
-	}
-	n := note{state: state, close: true}
-	for _, fd := range fds {
-		n.fds = append(n.fds, os.NewFile(uintptr(fd), "descriptor for the service manager"))
-	}
-	m.enqueue(n)
+	m.notes.then(f)
 }
 
 // write tells the supervisor, or else the service manager.
@@ -166,34 +129,13 @@ func (m *Manager) write(state string, fds ...int) error {
 	if m.supervisor == nil {
 		return systemd.Notify(m.socket, state, fds...)
 	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = syscall.UnixRights(fds...)
-	}
 	m.supervisor.SetWriteDeadline(time.Now().Add(sendTimeout))
-	_, _, err := m.supervisor.WriteMsgUnix([]byte(state), oob, nil)
+	_, _, err := m.supervisor.WriteMsgUnix([]byte(state), rightsOf(fds), nil)
 	return err
 }
 
 // Flush waits until all that was told is sent, but no longer than ctx.
-func (m *Manager) Flush(ctx context.Context) error {
-	m.mu.Lock()
-	if !m.sending {
-		m.mu.Unlock()
-		return nil
-	}
-	if m.idle == nil {
-		m.idle = make(chan struct{})
-	}
-	idle := m.idle
-	m.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+func (m *Manager) Flush(ctx context.Context) error { return m.notes.flush(ctx) }
 
 // Barrier is Flush until the service manager has read all of it; see BARRIER=1 in
 // sd_notify(3).
@@ -206,7 +148,7 @@ func (m *Manager) Barrier(ctx context.Context) error {
 		return err
 	}
 	defer r.Close()
-	m.enqueue(note{state: "BARRIER=1", fds: []syscall.Conn{w}})
+	m.tellOf(w, "BARRIER=1")
 	err = m.Flush(ctx)
 	w.Close()
 	if err != nil {
@@ -234,9 +176,6 @@ func (m *Manager) StoreListeners() {
 		if name == "" {
 			name = "grace"
 		}
-		m.enqueue(note{
-			state: "FDSTORE=1\nFDNAME=" + strings.NewReplacer(":", "_", "\n", "_").Replace(name),
-			fds:   []syscall.Conn{s.conn()},
-		})
+		m.tellOf(s.conn(), "FDSTORE=1\nFDNAME="+strings.NewReplacer(":", "_", "\n", "_").Replace(name))
 	}
 }

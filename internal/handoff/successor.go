@@ -1,5 +1,3 @@
-//go:build unix
-
 package handoff
 
 import (
@@ -16,8 +14,20 @@ import (
 	"time"
 )
 
-// tellTimeout is how long one who tells the successor much keeps others from it.
-const tellTimeout = 100 * time.Millisecond
+// A process is one that we have started.
+type process interface {
+	pid() int
+	// wait waits for its end. Where that cannot be waited for, silent is closed when it
+	// can say no more, which it can until its end.
+	wait(silent <-chan struct{}) exit
+	Signal(sig os.Signal) error
+}
+
+// An exit is how a process has ended.
+type exit struct {
+	err     error // in words
+	success bool  // it is known that the status is 0
+}
 
 // A Successor is a process that was started to take our place. Whoever has called Start
 // owns it, and receives what Events brings.
@@ -30,22 +40,19 @@ type Successor struct {
 	control   *control
 	listeners []net.Listener   // what Start was called with
 	passed    map[socketID]int // which listening sockets it has, and where
-	bare      []net.Listener   // those of listeners that are not in the pool
+	bare      []*Socket        // those of listeners that are not in the pool
 
-	events   chan Event
-	released chan struct{} // closed when nobody receives them any more
-	said     atomic.Int64  // messages that were read, or are just being
-	received atomic.Int64  // those that Events has brought
-	heard    chan struct{} // closed when it can say no more
-	ended    chan struct{} // closed when it has ended
-	exit     exit          // how; set before ended is closed
-	dead     atomic.Bool   // it has ended, and may still be heard
+	events  chan Event
+	reading atomic.Bool   // a message that is not understood yet
+	ready   atomic.Bool   // it has said so, though Events may not have brought it
+	heard   chan struct{} // closed when it can say no more
+	ended   chan struct{} // closed when it has ended, though it may still be heard
+	exit    exit          // how; set before ended is closed
 
 	takes    atomic.Bool           // it takes connections over
 	movesOwn atomic.Bool           // those of the program's own too
 	waits    atomic.Bool           // it runs Wait
 	kept     atomic.Pointer[[]int] // the sockets that it serves on, if it has said so
-	moved    atomic.Int64          // connections that it has taken
 }
 
 // An Event is what a successor says, or what becomes of it, in order.
@@ -67,7 +74,6 @@ func newSuccessor(g *Generation, listeners []net.Listener) *Successor {
 		listeners: listeners,
 		passed:    map[socketID]int{},
 		events:    make(chan Event),
-		released:  make(chan struct{}),
 		heard:     make(chan struct{}),
 		ended:     make(chan struct{}),
 	}
@@ -98,6 +104,38 @@ func (g *Generation) Start(listeners []net.Listener, sibling bool) (*Successor, 
 	return s, nil
 }
 
+// StartAlone starts a successor for a program with a signal loop of its own, which gets
+// SIGTERM when it is ready. The program decides what follows: nothing is done about a
+// successor that is late, or fails later.
+func (g *Generation) StartAlone() (pid int, err error) {
+	s, err := g.Start(nil, false)
+	if err != nil {
+		return 0, err
+	}
+	go s.followAlone()
+	return s.Pid, nil
+}
+
+func (s *Successor) followAlone() {
+	ready := false
+	for e := range s.events {
+		switch e {
+		case Ready:
+			if !ready {
+				ready = true
+				kill(os.Getpid(), syscall.SIGTERM)
+			}
+		case Ended:
+			if !ready && !s.Succeeded() {
+				s.TakeBack()
+				s.g.Logf("restart failed: %v after %v (before it was ready); still serving with pid %d",
+					s.ExitError(), time.Since(s.Started).Round(time.Millisecond), os.Getpid())
+			}
+			return
+		}
+	}
+}
+
 // forget lets another successor be started.
 func (g *Generation) forget(s *Successor) {
 	g.mu.Lock()
@@ -111,13 +149,13 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	open, described, release, err := s.sockets()
 	defer release()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", born.args[0], err)
+		return fmt.Errorf("starting %s: %w", Program0(), err)
 	}
 	control, theirs, err := controlPair()
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", born.args[0], err)
+		return fmt.Errorf("starting %s: %w", Program0(), err)
 	}
-	defer syscall.Close(theirs)
+	defer closeAll([]int{theirs})
 
 	// From now on closing a socket here must not take its path from the
 	// successor: one built on facebookgo/grace may be ready without our knowing.
@@ -126,17 +164,16 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	// What it inherits, in this order: listening sockets, control socket, and
 	// the supervisor's.
 	what := inheritance{count: len(open), control: true, supervisor: s.g.Manager.Supervised()}
+	var last []syscall.Conn
 	if what.supervisor {
-		open = append(open, s.g.Manager.supervisor)
+		last = append(last, s.g.Manager.supervisor)
 	}
-	err = withFDs(open, func(fds []int) error {
-		withControl := append([]int{}, fds[:what.count]...)
-		withControl = append(append(withControl, theirs), fds[what.count:]...)
+	fork := func(fds []int) (err error) {
 		s.Started = time.Now()
-		var err error
-		s.process, err = s.g.fork(withControl, what.environ(born.env), sibling)
+		s.process, err = s.g.fork(fds, what.environ(born.env), sibling)
 		return err
-	})
+	}
+	err = withFDs(open, func(fds []int) error { return withFDs(last, fork, append(fds, theirs)...) })
 	if err != nil {
 		control.close()
 		return err
@@ -147,7 +184,7 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 	providers[numberState] = func() []byte { return []byte(strconv.Itoa(s.g.Number)) }
 	go s.wait()
 	go s.receive()
-	go s.tell(described, providers)
+	s.control.posts.then(func() { s.tell(described, providers) })
 	return nil
 }
 
@@ -155,78 +192,74 @@ func (s *Successor) start(providers map[string]func() []byte, sibling bool) erro
 // then those of the pool; and what to tell of them and of what else travels.
 // release closes what was opened for that.
 func (s *Successor) sockets() (open []syscall.Conn, described []*Socket, release func(), err error) {
-	var files []*os.File
+	var copies []*os.File
 	release = func() {
-		for _, f := range files {
+		for _, f := range copies {
 			f.Close()
 		}
 	}
-	pool := s.g.all()
-	byID := make(map[socketID]*Socket, len(pool))
-	for _, sock := range pool {
+	var rest []*Socket // that do not listen
+	pool := map[socketID]*Socket{}
+	inOrder := []socketID{}
+	for _, sock := range s.g.all() {
 		if sock.Kind != Listener {
-			continue
-		}
-		if id, err := identify(sock.conn()); err == nil {
-			byID[id] = sock
+			rest = append(rest, sock)
+		} else if id, err := identify(sock.conn()); err == nil { // else it was closed meanwhile
+			pool[id] = sock
+			inOrder = append(inOrder, id)
 		}
 	}
-
-	pass := func(c syscall.Conn, sock *Socket) error {
-		id, err := identify(c)
-		if err != nil {
-			return err
+	pass := func(id socketID, c syscall.Conn, sock *Socket) {
+		if _, twice := s.passed[id]; !twice {
+			s.passed[id] = len(open)
+			open, described = append(open, c), append(described, sock)
 		}
-		if known := byID[id]; known != nil {
-			sock = known
-		}
-		if _, twice := s.passed[id]; twice {
-			return nil
-		}
-		s.passed[id] = len(open)
-		open, described = append(open, c), append(described, sock)
-		return nil
 	}
 	for _, l := range s.listeners {
-		c, ok := l.(syscall.Conn)
-		if ok {
-			_, err := c.SyscallConn()
-			ok = !errors.Is(err, errors.ErrUnsupported) // a wrapper of one that has only File
+		c, err := connOf(l)
+		if f, ok := c.(*os.File); ok {
+			copies = append(copies, f)
 		}
-		if !ok {
-			filer, ok := l.(interface{ File() (*os.File, error) })
-			if !ok {
-				return nil, nil, release, fmt.Errorf("listener %s: %T gives access to no descriptor", l.Addr(), l)
-			}
-			f, err := filer.File()
-			if err != nil {
-				return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
-			}
-			files = append(files, f)
-			c = f
+		var id socketID
+		if err == nil {
+			id, err = identify(c)
 		}
-		if err := pass(c, &Socket{Kind: Listener, index: -1}); err != nil {
+		if err != nil {
 			return nil, nil, release, fmt.Errorf("listener %s: %w", l.Addr(), err)
 		}
-		if id, err := identify(c); err == nil && byID[id] == nil {
-			s.bare = append(s.bare, l)
+		sock := pool[id]
+		if sock == nil {
+			sock = &Socket{Kind: Listener, Open: l}
+			s.bare = append(s.bare, sock)
 		}
+		pass(id, c, sock)
 	}
-	for _, sock := range pool {
-		if sock.Kind == Listener {
-			// One that is closed meanwhile is not passed on.
-			_ = pass(sock.conn(), sock)
-		}
+	for _, id := range inOrder {
+		pass(id, pool[id].conn(), pool[id])
 	}
-	for _, sock := range pool {
-		if sock.Kind != Listener {
-			described = append(described, sock)
-		}
-	}
-	return open, described, release, nil
+	return open, append(described, rest...), release, nil
 }
 
-// tell sends what the successor must know of its sockets, and our state.
+// connOf returns what gives access to a listener's descriptor: the listener itself, or a
+// copy of its file.
+func connOf(l net.Listener) (syscall.Conn, error) {
+	if c, ok := l.(syscall.Conn); ok {
+		if _, err := c.SyscallConn(); !errors.Is(err, errors.ErrUnsupported) { // a wrapper of one that has only File
+			return c, nil
+		}
+	}
+	if l, ok := l.(interface{ File() (*os.File, error) }); ok {
+		f, err := l.File()
+		if err != nil {
+			return nil, err
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("%T gives access to no descriptor", l)
+}
+
+// tell sends what the successor must know of its sockets, and our state. It may read that
+// long after its start.
 func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) {
 	// What cannot be said is left out: the successor waits for the end.
 	check := func(err error) {
@@ -234,30 +267,18 @@ func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) 
 			s.g.Logf("grace: telling the successor, pid %d, about its sockets: %v", s.Pid, err)
 		}
 	}
-	// It may read the first of this long after its start. Others have something to say
-	// meanwhile.
-	send := func(k kind, body any, fds ...int) error {
-		for {
-			err := s.control.sendWithin(tellTimeout, k, body, fds...)
-			if !errors.Is(err, os.ErrDeadlineExceeded) || isClosed(s.heard) {
-				return err
-			}
-		}
-	}
 	for _, sock := range sockets {
 		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
-		if sock.Kind == Listener {
-			check(send(kindSocket, body))
-			continue
+		var travels []syscall.Conn
+		if sock.Kind != Listener {
+			travels = append(travels, sock.conn())
 		}
-		check(withFDs([]syscall.Conn{sock.conn()}, func(fds []int) error {
-			return send(kindSocket, body, fds...)
-		}))
+		check(withFDs(travels, func(fds []int) error { return s.control.sendLater(kindSocket, body, fds...) }))
 	}
 	for name, provide := range providers {
-		check(send(kindState, stateBody{name, provide()}))
+		check(s.control.sendLater(kindState, stateBody{name, provide()}))
 	}
-	check(send(kindBegin, nil))
+	check(s.control.sendLater(kindBegin, nil))
 }
 
 // isGone reports whether an error says that the other end is closed.
@@ -268,103 +289,99 @@ func isGone(err error) bool {
 // wait waits for the successor's end.
 func (s *Successor) wait() {
 	s.exit = s.process.wait(s.heard)
-	s.dead.Store(true)
-	s.control.shutdown() // its children may still hold the other end
-	<-s.heard
-	s.g.forget(s)
 	close(s.ended)
+	s.control.shutdown() // its children may still hold the other end
 }
 
 // receive takes the successor's words until it can say no more, then waits for its end.
 func (s *Successor) receive() {
 	raw, err := s.control.conn.SyscallConn()
-	for err == nil {
-		if err = waitReadable(raw); err != nil {
-			break
-		}
-		s.said.Add(1)
-		var m *message
-		if m, err = s.control.receive(); err == nil {
-			s.emit(s.understand(m))
+	for err == nil && raw.Read(readable) == nil {
+		s.reading.Store(true)
+		var e Event
+		e, err = s.hear()
+		s.reading.Store(false)
+		if err == nil {
+			s.events <- e
 		}
 	}
 	s.control.shutdown() // what follows could not be read
 	close(s.heard)
 	s.control.close()
 	if !isClosed(s.ended) {
-		s.emit(Silent)
+		s.events <- Silent
 	}
 	<-s.ended
-	s.emit(Ended)
+	s.g.forget(s)
+	s.events <- Ended
+	close(s.events)
 }
 
-// emit returns when the event was received.
-func (s *Successor) emit(e Event) {
-	select {
-	case s.events <- e:
-	case <-s.released:
+// hear receives a message, acts on it, and returns which event it is.
+func (s *Successor) hear() (Event, error) {
+	m, err := s.control.receive()
+	if err != nil {
+		return 0, err
 	}
-}
-
-// understand acts on a message, and returns which event it is.
-func (s *Successor) understand(m *message) Event {
 	closeAll(m.fds)
+	var b struct {
+		helloBody
+		readyBody
+		stepDownBody
+	}
+	m.decode(&b) // one of an earlier version has no body
 	switch m.kind {
 	case kindHello:
-		var b helloBody
-		if m.decode(&b) == nil {
-			s.takes.Store(b.Takes)
-			s.movesOwn.Store(b.Moves)
-		}
+		s.takes.Store(b.Takes)
+		s.movesOwn.Store(b.Moves)
 	case kindReady:
-		var b readyBody
-		if len(m.body) > 0 && m.decode(&b) == nil && b.Kept != nil {
+		if b.Kept != nil {
 			s.kept.Store(&b.Kept)
 		}
-		return Ready
+		s.ready.Store(true)
+		return Ready, nil
 	case kindWaits:
 		s.waits.Store(true)
 	case kindStepDown:
-		var b stepDownBody
-		m.decode(&b) // one that says nothing has a successor
 		if b.Stopping {
-			return Stops
+			return Stops, nil
 		}
-		return HandsOver
+		return HandsOver, nil // or it says nothing, as earlier versions
 	case kindServeAgain:
-		return ServesAgain
+		return ServesAgain, nil
 	}
-	return Said
+	return Said, nil
 }
 
 // Events brings what the successor says, in order, until Ended.
 func (s *Successor) Events() <-chan Event { return s.events }
 
 // Release says that nobody receives events any more.
-func (s *Successor) Release() { close(s.released) }
+func (s *Successor) Release() {
+	go func() {
+		for range s.events {
+		}
+	}()
+}
 
-// Received is to be called with each event that Events has brought, for Unheard.
-func (s *Successor) Received(Event) { s.received.Add(1) }
-
-// Unheard reports whether there is something that it has said, and that Events has not
-// brought yet.
-func (s *Successor) Unheard() bool {
-	raw, err := s.control.conn.SyscallConn()
-	if err != nil {
-		return false
-	}
+// MayBeReady reports whether it has said that it is ready, or something that was not
+// understood yet and may be that: then another event follows.
+func (s *Successor) MayBeReady() bool {
 	unread := false
-	return raw.Control(func(fd uintptr) { unread = readable(fd) }) == nil && unread || s.said.Load() > s.received.Load()
+	if raw, err := s.control.conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unread = readable(fd) })
+	}
+	return unread || s.reading.Load() || s.ready.Load() // in the order of a message's way
 }
 
 // HasEnded reports whether it has ended, though Events may still have to say so.
-func (s *Successor) HasEnded() bool { return s.dead.Load() }
+func (s *Successor) HasEnded() bool { return isClosed(s.ended) }
 
 // Waits reports whether it runs Wait.
 func (s *Successor) Waits() bool { return s.waits.Load() }
 
 // Succeeded reports whether it has ended with status 0.
-func (s *Successor) Succeeded() bool { return isClosed(s.ended) && s.exit.success() }
+func (s *Successor) Succeeded() bool { return s.HasEnded() && s.exit.success }
 
 // ExitError says how the successor ended: an *exec.ExitError if it was our child.
 func (s *Successor) ExitError() error {
@@ -383,7 +400,7 @@ func (s *Successor) IsOriginal() bool {
 }
 
 // Signal sends a signal, unless the successor has ended.
-func (s *Successor) Signal(sig os.Signal) { s.process.signal(sig) }
+func (s *Successor) Signal(sig os.Signal) { s.process.Signal(sig) }
 
 // GiveUp says that we no longer wait for the successor to be ready. It answers with
 // Silent, unless it says just now that it is Ready; one that hangs does not answer.
@@ -392,7 +409,7 @@ func (s *Successor) GiveUp() { s.control.post(kindGiveUp, nil) }
 // Kill ends the successor. It is not heard any more.
 func (s *Successor) Kill() {
 	s.control.shutdown()
-	s.process.signal(syscall.SIGKILL)
+	s.process.Signal(syscall.SIGKILL)
 }
 
 // Stop passes on that this process was told to stop, as the service manager's main
@@ -407,18 +424,14 @@ func (s *Successor) Stop() {
 // Status tells the successor how our drain goes; main, that it is the service
 // manager's main process now.
 func (s *Successor) Status(text string, main bool) {
-	s.control.post(kindStatus, statusBody{text, main})
+	s.control.post(kindStatus, Status{text, main})
 }
 
 // Drained tells the successor that our drain is over: nothing more will be moved.
 func (s *Successor) Drained() { s.control.post(kindDrained, nil) }
 
 // Flush waits until the successor was told all, but no longer than the timeout.
-func (s *Successor) Flush(timeout time.Duration) {
-	if !isClosed(s.heard) {
-		s.control.flush(timeout)
-	}
-}
+func (s *Successor) Flush(timeout time.Duration) { s.control.flush(timeout) }
 
 // TakeBack makes the sockets' paths ours again when the successor has failed.
 func (s *Successor) TakeBack() { s.keepPaths(false) }
@@ -426,12 +439,9 @@ func (s *Successor) TakeBack() { s.keepPaths(false) }
 // keepPaths says of every socket that the successor has whether closing it here
 // leaves its path.
 func (s *Successor) keepPaths(keep bool) {
-	for _, sock := range s.g.inUse() {
-		sock.keepPath(keep && (sock.Kind != Listener || s.Keeps(sock.conn())))
-	}
-	for _, l := range s.bare {
-		c, ok := l.(syscall.Conn)
-		keepPath(l, keep && (!ok || s.Keeps(c)))
+	for _, sock := range append(s.g.inUse(), s.bare...) {
+		c := sock.conn()
+		sock.keepPath(keep && (sock.Kind != Listener || c == nil || s.Keeps(c)))
 	}
 }
 
@@ -446,25 +456,19 @@ func (s *Successor) Keeps(listener syscall.Conn) bool {
 	if kept == nil {
 		return true
 	}
-	place, ok, err := s.place(listener)
-	return err != nil || ok && slices.Contains(*kept, place) // what cannot be identified is not ours to close
+	place, err := s.place(listener)
+	return err != nil || slices.Contains(*kept, place) // what cannot be identified is not ours to close
 }
 
-// place returns where a listening socket is among those that the successor inherited.
-func (s *Successor) place(listener syscall.Conn) (place int, ok bool, err error) {
+// place returns where a listening socket is among those that the successor inherited, or
+// -1 if it is not.
+func (s *Successor) place(listener syscall.Conn) (int, error) {
 	id, err := identify(listener)
-	if err != nil {
-		return 0, false, err
+	if place, ok := s.passed[id]; ok {
+		return place, err
 	}
-	place, ok = s.passed[id]
-	return place, ok, nil
+	return -1, err
 }
 
 // Moves reports whether it takes connections over.
 func (s *Successor) Moves() bool { return canMove && s.takes.Load() && !isClosed(s.heard) }
-
-// MovesOwn reports whether it takes those of the program's own.
-func (s *Successor) MovesOwn() bool { return s.Moves() && s.movesOwn.Load() }
-
-// Moved returns how many connections the successor has taken over.
-func (s *Successor) Moved() int { return int(s.moved.Load()) }

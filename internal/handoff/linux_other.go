@@ -2,7 +2,10 @@
 
 package handoff
 
-import "net"
+import (
+	"errors"
+	"net"
+)
 
 // peerPid is not known here.
 func peerPid(c *net.UnixConn) int { return 0 }
@@ -13,3 +16,9 @@ func parentOf(pid int) parent { return parent{} }
 
 // runs is not known here.
 func runs(pid int) Program { return Unknown }
+
+func (g *Generation) forkSibling(string, []int, []string) (process, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func awaitEnd(pid int) error { return errors.ErrUnsupported }

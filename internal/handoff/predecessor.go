@@ -1,14 +1,12 @@
-//go:build unix
-
 package handoff
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -20,39 +18,33 @@ import (
 // says them right after starting us.
 const stateTimeout = 3 * time.Second
 
-// A Predecessor is the process that started this one, and hands over to it. Its methods
-// may be called from several goroutines, and do nothing for a nil Predecessor.
+// A Predecessor is the process that started this one, and hands over to it; or that has
+// nothing to hand over, and so is gone from the beginning. Its methods may be called from
+// several goroutines.
 type Predecessor struct {
-	Pid int
+	Pid int // who has started this process, for one that is gone from the beginning
 
 	g       *Generation
 	control *control
 	gone    chan struct{} // closed when it has ended, or can say no more
 	drained chan struct{} // closed when its drain is over
 	stop    chan struct{} // closed when it was told to stop the service
-	once    [2]sync.Once  // for the last two
 	status  chan Status   // its latest word about its drain, see Statuses
 	holds   atomic.Value  // what it holds by that, a string
 	states  map[string][]byte
 
-	readying  sync.Mutex // guards what follows: only one of them becomes true
-	saidReady bool
-	givenUp   bool // it no longer waits for us
+	decided sync.Once // what it hears: that we are ready, or that we know that it has given up
+	givenUp bool      // it no longer waits for us; to be read when it is gone
 
 	taking    sync.Mutex // held while a batch is taken; guards what follows
 	receivers map[int]func([]*os.File, []Waiting)
 	onMove    func(net.Conn, []byte)
 }
 
-// A Status is what a predecessor says of its drain.
-type Status struct {
-	Text string
-	Main bool // this process is the service manager's main process now
-}
-
+// newPredecessor returns the one at the other end of a control socket.
 func newPredecessor(g *Generation, c *control) *Predecessor {
-	p := &Predecessor{
-		Pid:       peerPid(c.conn),
+	return &Predecessor{
+		Pid:       cmp.Or(peerPid(c.conn), born.ppid),
 		g:         g,
 		control:   c,
 		gone:      make(chan struct{}),
@@ -62,45 +54,28 @@ func newPredecessor(g *Generation, c *control) *Predecessor {
 		states:    map[string][]byte{},
 		receivers: map[int]func([]*os.File, []Waiting){},
 	}
-	if p.Pid == 0 {
-		p.Pid = g.ppid
-	}
+}
+
+// noPredecessor returns one that is gone: what is sent to it is an error that nobody minds.
+func noPredecessor(g *Generation) *Predecessor {
+	p := newPredecessor(g, newControl(&net.UnixConn{}))
+	p.end()
 	return p
 }
 
 // Gone is closed once there is no predecessor.
-func (p *Predecessor) Gone() <-chan struct{} {
-	if p == nil {
-		return closed
-	}
-	return p.gone
-}
+func (p *Predecessor) Gone() <-chan struct{} { return p.gone }
 
 // Drained is closed once no predecessor is left that could still hand connections over:
 // its drain is over, though it may stand by.
-func (p *Predecessor) Drained() <-chan struct{} {
-	if p == nil {
-		return closed
-	}
-	return p.drained
-}
+func (p *Predecessor) Drained() <-chan struct{} { return p.drained }
 
 // Stop is closed when the predecessor, the service manager's main process, was told to
 // stop: the service is meant.
-func (p *Predecessor) Stop() <-chan struct{} {
-	if p == nil {
-		return nil
-	}
-	return p.stop
-}
+func (p *Predecessor) Stop() <-chan struct{} { return p.stop }
 
 // Statuses brings what the predecessor last said of its drain.
-func (p *Predecessor) Statuses() <-chan Status {
-	if p == nil {
-		return nil
-	}
-	return p.status
-}
+func (p *Predecessor) Statuses() <-chan Status { return p.status }
 
 // Holds returns in words what it still holds, as it last said; empty if it did not.
 func (p *Predecessor) Holds() string {
@@ -112,7 +87,7 @@ func (p *Predecessor) Holds() string {
 func (p *Predecessor) receiveState() error {
 	p.control.conn.SetReadDeadline(time.Now().Add(stateTimeout))
 	defer p.control.conn.SetReadDeadline(time.Time{})
-	g, listener := p.g, 0
+	listeners := 0
 	for {
 		m, err := p.control.receive()
 		if err != nil {
@@ -121,42 +96,48 @@ func (p *Predecessor) receiveState() error {
 		switch m.kind {
 		case kindSocket:
 			var b socketBody
-			if err := m.decode(&b); err != nil {
-				closeAll(m.fds)
-				return err
+			if err = m.decode(&b); err != nil {
+				break
 			}
 			if b.Kind != Listener {
-				if m.truncated {
-					closeAll(m.fds)
-					return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
+				if err = p.inherit(b, m); err == nil {
+					continue
 				}
-				for _, fd := range m.fds {
-					s := &Socket{Network: b.Network, Address: b.Address, Name: b.Name, Activated: b.Activated, index: -1}
-					if b.Kind == File {
-						s.Kind, s.Open = File, os.NewFile(uintptr(fd), b.Name)
-					} else {
-						s.open(fd)
-					}
-					g.unused = append(g.unused, s)
-				}
-				continue
+				break
 			}
-			if listener < len(g.unused) && g.unused[listener].index == listener {
-				s := g.unused[listener]
-				s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+			if all := p.g.sockets; listeners < len(all) && all[listeners].index == listeners {
+				all[listeners].describe(b)
 			}
-			listener++
+			listeners++
 		case kindState:
 			var b stateBody
-			if err := m.decode(&b); err != nil {
-				return err
+			if err = m.decode(&b); err == nil {
+				p.states[b.Name] = b.Value
 			}
-			p.states[b.Name] = b.Value
-		case kindBegin:
-			return nil
 		}
 		closeAll(m.fds) // of no use to us
+		if err != nil || m.kind == kindBegin {
+			return err
+		}
 	}
+}
+
+// inherit makes sockets of descriptors that do not listen.
+func (p *Predecessor) inherit(b socketBody, m *message) error {
+	if m.truncated() {
+		return fmt.Errorf("%s %s%s was lost on the way: %w", b.Kind, b.Name, b.Address, syscall.EMFILE)
+	}
+	for _, fd := range m.fds {
+		s := &Socket{index: -1}
+		s.describe(b)
+		if b.Kind == File {
+			s.Kind, s.Open = File, os.NewFile(uintptr(fd), b.Name)
+		} else {
+			s.open(fd)
+		}
+		p.g.sockets = append(p.g.sockets, s)
+	}
+	return nil
 }
 
 // number is which generation it is: 1 is the first.
@@ -178,34 +159,38 @@ func (p *Predecessor) receive() {
 			return
 		}
 		switch m.kind {
-		case kindConns:
+		case kindConns, kindMove:
 			p.takeConns(m)
 			continue
-		case kindMove:
-			p.takeMoved(m)
-			continue
 		case kindStatus:
-			var b statusBody
-			if m.decode(&b) == nil {
-				if b.Text != "" || !b.Main {
-					p.holds.Store(b.Text)
+			var s Status
+			if m.decode(&s) == nil {
+				if s.Text != "" || !s.Main {
+					p.holds.Store(s.Text)
 				}
-				p.say(Status(b))
+				p.say(s)
 			}
 		case kindGiveUp:
 			p.giveUp()
 		case kindStop:
-			p.once[0].Do(func() { close(p.stop) })
+			p.close(p.stop)
 		case kindDrained:
-			p.once[1].Do(func() { close(p.drained) })
+			p.close(p.drained)
 		}
 		closeAll(m.fds)
 	}
 }
 
 func (p *Predecessor) end() {
-	p.once[1].Do(func() { close(p.drained) })
+	p.close(p.drained)
 	close(p.gone)
+}
+
+// close closes what may be said twice. Only the goroutine that receives does so.
+func (p *Predecessor) close(said chan struct{}) {
+	if !isClosed(said) {
+		close(said)
+	}
 }
 
 // say makes a status the latest. Only this goroutine does so.
@@ -221,107 +206,60 @@ func (p *Predecessor) say(s Status) {
 // giveUp lets this process not become ready any more. The end of our words says so to
 // the predecessor; if it is too late for that, it hears that we are ready instead.
 func (p *Predecessor) giveUp() {
-	p.readying.Lock()
-	defer p.readying.Unlock()
-	if !p.saidReady {
-		p.givenUp = true
-		p.control.shutdown()
-	}
+	p.givenUp = true
+	p.decided.Do(p.control.shutdown)
 }
 
 // ready tells the predecessor that we serve, on these listening sockets of its.
 func (p *Predecessor) ready(kept []int) error {
-	p.readying.Lock()
-	var err error
-	if !p.givenUp {
-		err = p.control.send(kindReady, readyBody{kept})
-		p.saidReady = err == nil
+	said := false
+	p.decided.Do(func() { said = p.control.send(kindReady, readyBody{kept}) == nil })
+	if said {
+		return nil
 	}
-	p.readying.Unlock()
-	if err != nil {
-		<-p.gone // all that it had to say is read
-	}
-	p.readying.Lock()
-	defer p.readying.Unlock()
+	<-p.gone // all that it had to say is read
 	if p.givenUp {
 		return ErrGivenUp
 	}
-	if err != nil {
-		p.g.Logf("grace: the predecessor ended before we were ready; serving on")
-	}
+	p.g.Logf("grace: the predecessor ended before we were ready; serving on")
 	return nil
 }
 
 // Waiting tells the predecessor that this process runs Wait.
 // It is told before this process can be ready.
-func (p *Predecessor) Waiting() {
-	if p != nil {
-		p.control.send(kindWaits, nil)
-	}
-}
+func (p *Predecessor) Waiting() { p.control.send(kindWaits, nil) }
 
 // StepDown tells a predecessor that still drains not to take over again when
 // we end: we are stopping, or have a successor of our own.
-func (p *Predecessor) StepDown(stopping bool) { p.post(kindStepDown, stepDownBody{stopping}) }
+func (p *Predecessor) StepDown(stopping bool) {
+	p.control.post(kindStepDown, stepDownBody{stopping})
+}
 
 // ServeAgain tells a predecessor that StepDown no longer holds: our own successor has
 // failed.
-func (p *Predecessor) ServeAgain() { p.post(kindServeAgain, nil) }
-
-func (p *Predecessor) post(k kind, body any) {
-	if p != nil && !isClosed(p.gone) {
-		p.control.post(k, body)
-	}
-}
+func (p *Predecessor) ServeAgain() { p.control.post(kindServeAgain, nil) }
 
 // Flush waits until the predecessor was told all, but no longer than the timeout.
-func (p *Predecessor) Flush(timeout time.Duration) {
-	if p != nil && !isClosed(p.gone) {
-		p.control.flush(timeout)
-	}
-}
+func (p *Predecessor) Flush(timeout time.Duration) { p.control.flush(timeout) }
 
 // receiver lets take have the connections of one of its listeners; nil refuses them.
 func (p *Predecessor) receiver(index int, take func([]*os.File, []Waiting)) {
 	p.taking.Lock()
-	defer p.taking.Unlock()
-	if take != nil {
-		p.receivers[index] = take
-	} else {
-		delete(p.receivers, index)
-	}
+	p.receivers[index] = take
+	p.taking.Unlock()
 }
 
 // OnMove lets take have the connections that the predecessor's program moves. They are
 // take's to close.
 func (p *Predecessor) OnMove(take func(net.Conn, []byte)) {
-	if p != nil {
-		p.taking.Lock()
-		p.onMove = take
-		p.taking.Unlock()
-	}
+	p.taking.Lock()
+	p.onMove = take
+	p.taking.Unlock()
 }
 
 // HasOnMove reports whether somebody has them.
 func (p *Predecessor) HasOnMove() bool {
-	if p == nil {
-		return false
-	}
 	p.taking.Lock()
 	defer p.taking.Unlock()
 	return p.onMove != nil
-}
-
-// sparedFDs is how many descriptors shall be left when connections are taken: to
-// serve them takes some.
-const sparedFDs = 16
-
-// nearLimit reports whether new descriptors come near to the process's limit. A
-// new one gets the lowest number that is free.
-func nearLimit(fds []int) bool {
-	var limit syscall.Rlimit
-	if len(fds) == 0 || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
-		return false
-	}
-	return uint64(slices.Max(fds)+sparedFDs) >= uint64(limit.Cur)
 }

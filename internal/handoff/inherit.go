@@ -1,8 +1,7 @@
-//go:build unix
-
 package handoff
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -23,7 +22,7 @@ type birth struct {
 	dir         string // by the name that the shell had for it: a successor follows its symlinks anew
 	dirErr      error
 	file        string // the program's own path, if args[0] does not lead to it
-	ppid        int
+	pid, ppid   int
 	parent      parent
 	descriptors int   // announced ones, from firstFD on, that were there; close-on-exec since
 	taken       []int // those of them that have become something else
@@ -39,33 +38,40 @@ var born = inherit()
 // inherit is all that happens before main: what is inherited becomes close-on-exec, and
 // our variables leave the environment, before anybody can start a process.
 func inherit() *birth {
-	b := &birth{args: slices.Clone(os.Args), env: os.Environ(), ppid: os.Getppid()}
+	b := &birth{args: slices.Clone(os.Args), pid: os.Getpid(), ppid: os.Getppid()}
 	b.dir, b.dirErr = os.Getwd()
-	b.closeOnExec()
-	supervisor, supervisorErr := b.announcedFD(envSupervisor)
-	control, controlErr := b.announcedFD(envControl)
-	if control >= 0 && control != firstFD+b.announcedSockets() {
-		control, controlErr = -1, fmt.Errorf("%s=%d is not the descriptor after the sockets", envControl, control)
+	if !inherits {
+		return b
 	}
+	b.env = os.Environ()
+	b.closeOnExec()
 	if b.getenv(envFDs) != "" {
 		b.parent = parentOf(b.ppid)
 	}
-	if supervisor >= 0 {
-		b.supervisor, supervisorErr = b.takeConn(supervisor, envSupervisor)
-	}
-	switch {
-	case b.getenv(envControl) == "":
-	case b.parent.original():
-		// It was meant for our parent. That is built on facebookgo/grace, was started by
-		// one built on this library, and has passed it on without knowing.
-		if controlErr = nil; control >= 0 {
-			b.taken = append(b.taken, control)
-			syscall.Close(control)
+	supervisor, supervisorErr := b.takeConn(envSupervisor)
+	control, controlErr := b.takeConn(envControl)
+	if b.parent.original() {
+		// They were meant for our parent. That is built on facebookgo/grace, was started by
+		// one built on this library, and has passed them on without knowing. What that one
+		// sees of its end is the end of the control socket: it must not be open here.
+		if control != nil {
+			control.Close()
 		}
-	case controlErr == nil:
-		b.control, controlErr = b.openControl(control)
+		control, controlErr, supervisorErr = nil, nil, nil
 	}
-	b.err = errors.Join(controlErr, supervisorErr)
+	if control != nil {
+		b.control = newControl(control)
+		// If the predecessor has ended meanwhile, its sockets are still ours.
+		if err := b.control.send(kindHello, helloBody{Takes: true, Moves: true}); err != nil && !isGone(err) {
+			controlErr = fmt.Errorf("%s=%s: %w", envControl, b.getenv(envControl), err)
+		}
+	}
+	b.supervisor, b.err = supervisor, errors.Join(controlErr, supervisorErr)
+	if b.getenv(envFDs) != "" && b.getenv(envPID) == "" && (b.control != nil || b.supervised()) {
+		// Whoever has started us could not know our number. No child of ours may take the
+		// sockets for its own.
+		os.Setenv(envPID, strconv.Itoa(os.Getpid()))
+	}
 	if len(b.args) > 0 && !leadsHere(b.args[0], b.dir) {
 		b.file, _ = os.Executable()
 	}
@@ -82,10 +88,8 @@ func (b *birth) getenv(name string) string {
 	return ""
 }
 
-// closeOnExec looks at the descriptors that were announced to the process. One
-// that was inherited is not close-on-exec (exec would have closed it), one of
-// the Go runtime's own is: so a number too large never reaches beyond what was
-// inherited.
+// closeOnExec looks at the descriptors that were announced to the process. A number too
+// large never reaches beyond what was inherited.
 func (b *birth) closeOnExec() {
 	announced := b.announcedSockets()
 	for _, name := range []string{envControl, envSupervisor} {
@@ -93,13 +97,8 @@ func (b *birth) closeOnExec() {
 			announced++ // it comes after the sockets
 		}
 	}
-	for ; b.descriptors < announced; b.descriptors++ {
-		fd := firstFD + b.descriptors
-		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
-		if errno != 0 || flags&syscall.FD_CLOEXEC != 0 {
-			return
-		}
-		syscall.CloseOnExec(fd)
+	for b.descriptors < announced && claim(firstFD+b.descriptors) {
+		b.descriptors++
 	}
 }
 
@@ -107,6 +106,20 @@ func (b *birth) closeOnExec() {
 func (b *birth) announcedSockets() int {
 	n, _ := strconv.Atoi(b.getenv(envFDs))
 	return min(max(n, 0), 1<<20)
+}
+
+// takeConn opens the unix socket at the descriptor that a variable names; nil without one.
+func (b *birth) takeConn(name string) (*net.UnixConn, error) {
+	fd, err := b.announcedFD(name)
+	if fd < 0 {
+		return nil, err
+	}
+	b.taken = append(b.taken, fd)
+	c, err := newUnixConn(fd)
+	if err != nil {
+		return nil, fmt.Errorf("%s=%d: %w", name, fd, err)
+	}
+	return c, nil
 }
 
 // announcedFD returns the descriptor that a variable names, or -1, and removes
@@ -118,44 +131,28 @@ func (b *birth) announcedFD(name string) (int, error) {
 		return -1, nil
 	}
 	fd, err := strconv.Atoi(v)
-	if err != nil || fd < firstFD || fd >= firstFD+b.descriptors {
-		return -1, fmt.Errorf("%s=%q is not an inherited descriptor", name, v)
+	if err != nil || fd < firstFD+b.announcedSockets() || fd >= firstFD+b.descriptors {
+		return -1, fmt.Errorf("%s=%q is not an inherited descriptor after the sockets", name, v)
 	}
 	return fd, nil
 }
 
-// openControl opens the control socket and says that we speak its protocol.
-func (b *birth) openControl(fd int) (*control, error) {
-	conn, err := b.takeConn(fd, envControl)
-	if err != nil {
-		return nil, err
-	}
-	c := newControl(conn)
-	if err := c.send(kindHello, helloBody{Takes: true, Moves: true}); err != nil {
-		// The predecessor has ended meanwhile. Its sockets are still ours.
-		if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-			c.close()
-			return nil, fmt.Errorf("%s=%d: %w", envControl, fd, err)
-		}
-	}
-	return c, nil
+// supervised reports whether a supervisor has started us. If the control socket was passed
+// on, so was the supervisor's.
+func (b *birth) supervised() bool {
+	return b.supervisor != nil && (b.control != nil || b.getenv(envControl) == "")
 }
 
-func (b *birth) takeConn(fd int, name string) (*net.UnixConn, error) {
-	b.taken = append(b.taken, fd)
-	c, err := newUnixConn(fd)
-	if err != nil {
-		return nil, fmt.Errorf("%s=%d: %w", name, fd, err)
-	}
-	return c, nil
-}
-
-// closeInherited closes what has not become something else.
+// closeInherited closes what has not become something else, and the control socket: the
+// predecessor sees that nobody takes over.
 func (b *birth) closeInherited() {
 	for fd := firstFD; fd < firstFD+b.descriptors; fd++ {
 		if !slices.Contains(b.taken, fd) {
-			syscall.Close(fd)
+			closeAll([]int{fd})
 		}
+	}
+	if b.control != nil {
+		b.control.close()
 	}
 }
 
@@ -165,7 +162,7 @@ func (b *birth) listening(n int) bool {
 		return false
 	}
 	for fd := firstFD; fd < firstFD+n; fd++ {
-		if is, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil || is == 0 {
+		if !isListening(fd) {
 			return false
 		}
 	}
@@ -211,33 +208,23 @@ func sameFile(a, b string) bool {
 // load makes of what was inherited what it is. On an error nothing is.
 func (g *Generation) load() {
 	b := born
-	g.ppid = b.ppid
 	g.Manager = newManager(g, b)
 	unsetenv(managing...)
-	if b.err != nil {
-		unsetenv(announcing...)
-		g.inheritNothing(b.err)
-		return
-	}
-	a, err := readEnv(who{
-		getenv: b.getenv, pid: os.Getpid(),
-		control: b.control != nil,
-		// If the control socket was passed on, the supervisor is not what has started us.
-		supervised: b.supervisor != nil && !(b.getenv(envControl) != "" && b.control == nil),
-		parent:     b.parent,
-		listening:  b.listening,
-	})
+	a, err := b.announcement(b.listening)
 	unsetenv(announcing...) // also what has leaked to us, and would to our children
+	if err = cmp.Or(b.err, err); err == nil && a.count > b.descriptors {
+		err = fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+b.descriptors)
+	}
 	if err != nil {
-		g.inheritNothing(err)
+		g.Err = err
+		b.closeInherited()
 		return
 	}
 	if a.origin == Fresh {
 		return
 	}
-	if err := g.inherit(a); err != nil {
-		g.Err = err
-		g.closeUnused()
+	if g.Err = g.inherit(a); g.Err != nil {
+		g.Discard()
 		return
 	}
 	if a.count > 0 {
@@ -247,28 +234,15 @@ func (g *Generation) load() {
 	}
 }
 
-// inheritNothing closes what was handed to us, since something is wrong with it.
-func (g *Generation) inheritNothing(err error) {
-	g.Err = err
-	born.closeInherited()
-	if born.control != nil {
-		born.control.close() // the predecessor sees that nobody takes over
-	}
-}
-
 // inherit turns the announced descriptors into sockets.
 func (g *Generation) inherit(a announcement) error {
-	if a.count > born.descriptors {
-		g.inheritNothing(fmt.Errorf("%s=%d, but descriptor %d is not open", envFDs, a.count, firstFD+born.descriptors))
-		return g.Err
-	}
 	for i := range a.count {
 		s := &Socket{Activated: a.origin == Activated, index: i}
 		if len(a.names) == a.count {
 			s.Name = a.names[i]
 		}
 		s.open(firstFD + i)
-		g.unused = append(g.unused, s)
+		g.sockets = append(g.sockets, s)
 	}
 	g.Origin = a.origin
 	if a.origin != Succeeded {

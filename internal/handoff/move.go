@@ -1,5 +1,3 @@
-//go:build unix
-
 package handoff
 
 import (
@@ -36,11 +34,11 @@ var errNoMove = fmt.Errorf("moving connections on %s: %w", runtime.GOOS, errors.
 // ErrGone, or that one of them was closed: the others may be moved without it.
 // After the timeout no more can be moved.
 func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, waiting []Waiting, timeout time.Duration) error {
-	place, ok, err := s.place(listener)
+	place, err := s.place(listener)
 	if err != nil {
 		return errors.New("the listener is closed")
 	}
-	if !ok {
+	if place < 0 {
 		return errors.New("the successor does not have this listener")
 	}
 	return s.offer(kindConns, connsBody{place, waiting}, conns, timeout)
@@ -71,18 +69,14 @@ func (s *Successor) offer(k kind, body any, conns []syscall.Conn, timeout time.D
 	err = withFDs(conns, func(fds []int) error {
 		return s.sendConns(k, body, append([]int{theirs}, fds...))
 	})
-	syscall.Close(theirs)
+	closeAll([]int{theirs})
 	if err != nil {
 		if isGone(err) {
 			err = ErrGone
 		}
 		return err
 	}
-	if err := s.awaitAnswer(answer, timeout); err != nil {
-		return err
-	}
-	s.moved.Add(int64(len(conns)))
-	return nil
+	return s.awaitAnswer(answer, timeout)
 }
 
 // sendConns sends a batch. The kernel limits the descriptors on their way
@@ -90,7 +84,7 @@ func (s *Successor) offer(k kind, body any, conns []syscall.Conn, timeout time.D
 func (s *Successor) sendConns(k kind, body any, fds []int) error {
 	var err error
 	for wait := time.Millisecond; wait < time.Second; wait *= 2 {
-		if err = s.control.send(k, body, fds...); !errors.Is(err, syscall.ETOOMANYREFS) {
+		if err = s.control.send(k, body, fds...); !errors.Is(err, errTooManyFDs) {
 			return err
 		}
 		select {
@@ -105,14 +99,12 @@ func (s *Successor) sendConns(k kind, body any, fds []int) error {
 func (s *Successor) awaitAnswer(answer *control, timeout time.Duration) error {
 	received := make(chan error, 1)
 	go func() { received <- answer.receiveAnswer() }()
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
 	late := ErrGone
 	select {
 	case err := <-received:
 		return err
 	case <-s.heard:
-	case <-timer.C:
+	case <-time.After(timeout):
 		late = fmt.Errorf("no answer within %v", timeout.Round(time.Millisecond))
 	}
 	// An answer now fails at the successor, or is among what we still read.
@@ -125,16 +117,16 @@ func (s *Successor) awaitAnswer(answer *control, timeout time.Duration) error {
 
 // receiveAnswer returns why a batch was refused, ErrGone if there is no answer, or nil.
 func (c *control) receiveAnswer() error {
-	var b takenBody
 	m, err := c.receive()
 	if err != nil {
 		return ErrGone
 	}
 	closeAll(m.fds)
-	if m.kind != kindTaken || m.decode(&b) != nil {
+	var b takenBody
+	switch {
+	case m.kind != kindTaken || m.decode(&b) != nil:
 		return ErrGone
-	}
-	if b.Error != "" {
+	case b.Error != "":
 		return errors.New(b.Error)
 	}
 	return nil
@@ -142,40 +134,34 @@ func (c *control) receiveAnswer() error {
 
 // takeConns takes a batch of connections over, or refuses all of it.
 func (p *Predecessor) takeConns(m *message) {
-	var b connsBody
-	if err := m.decode(&b); err != nil || len(m.fds) == 0 {
+	var b struct {
+		connsBody
+		moveBody
+	}
+	own := m.kind == kindMove
+	if m.decode(&b) != nil || len(m.fds) == 0 || own && len(b.States) != len(m.fds)-1 && !m.truncated() {
 		closeAll(m.fds)
 		return // the predecessor sees the answer's socket closed, and keeps them
 	}
 	p.taking.Lock()
 	defer p.taking.Unlock()
-	take, refusal := p.receivers[b.Listener], ""
-	if take == nil {
+	take, onMove, refusal := p.receivers[b.Listener], p.onMove, ""
+	switch {
+	case own && onMove == nil:
+		refusal = "the successor has no OnMove"
+	case !own && take == nil:
 		refusal = fmt.Sprintf("nobody serves listener %d any more", b.Listener)
 	}
-	if conns := m.take(refusal); conns != nil {
+	conns := m.take(refusal)
+	if own {
+		for i, f := range conns {
+			go p.moved(f, b.States[i], onMove)
+		}
+	} else if conns != nil {
 		if len(b.Waiting) != len(conns) {
 			b.Waiting = nil
 		}
 		take(conns, b.Waiting)
-	}
-}
-
-// takeMoved does so with those of the program's own.
-func (p *Predecessor) takeMoved(m *message) {
-	var b moveBody
-	if err := m.decode(&b); err != nil || len(m.fds) == 0 || len(b.States) != len(m.fds)-1 && !m.truncated {
-		closeAll(m.fds)
-		return
-	}
-	p.taking.Lock()
-	defer p.taking.Unlock()
-	take, refusal := p.onMove, ""
-	if take == nil {
-		refusal = "the successor has no OnMove"
-	}
-	for i, f := range m.take(refusal) {
-		go p.moved(f, b.States[i], take)
 	}
 }
 
@@ -202,12 +188,12 @@ func isTemporary(err error) bool {
 
 // take answers a batch, and returns its connections, or nil if it was refused.
 func (m *message) take(refusal string) []*os.File {
-	answer, fds := m.fds[0], m.fds[1:]
-	defer syscall.Close(answer)
+	answer, fds := os.NewFile(uintptr(m.fds[0]), "answer"), m.fds[1:]
+	defer answer.Close()
 	body := takenBody{Error: refusal}
 	switch {
 	case refusal != "":
-	case m.truncated:
+	case m.truncated():
 		body.Error = fmt.Sprintf("descriptors were lost on the way: %v", syscall.EMFILE)
 	case nearLimit(fds):
 		body.Error = fmt.Sprintf("few descriptors are left: %v", syscall.EMFILE)
@@ -215,7 +201,7 @@ func (m *message) take(refusal string) []*os.File {
 	// They are ours only once the predecessor can know.
 	text, err := encode(kindTaken, body, 0)
 	if err == nil {
-		_, err = syscall.Write(answer, text)
+		_, err = answer.Write(text)
 	}
 	if err != nil || body.Error != "" {
 		closeAll(fds)
@@ -223,7 +209,7 @@ func (m *message) take(refusal string) []*os.File {
 	}
 	conns := make([]*os.File, len(fds))
 	for i, fd := range fds {
-		syscall.SetNonblock(fd, true)
+		setNonblock(fd)
 		conns[i] = os.NewFile(uintptr(fd), "connection")
 	}
 	return conns
