@@ -55,12 +55,6 @@ type parent struct {
 	program Program // what it is built on
 }
 
-// original reports whether it is a predecessor built on facebookgo/grace, as far as that
-// can be known: its file may be closed to us.
-func (p parent) original() bool {
-	return p.same && (p.program == Original || p.program == Unknown)
-}
-
 // announcement decides where a process comes from:
 //
 //	control  LISTEN_PID      LISTEN_FDS  started by              origin

@@ -26,7 +26,6 @@
 package handoff
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -36,7 +35,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 )
 
 var (
@@ -174,37 +172,6 @@ func (g *Generation) becomeReady() (err error) {
 	g.Discard()
 	g.keepPaths(false)
 	return err
-}
-
-// termPredecessor tells a predecessor that is built on facebookgo/grace that we serve,
-// unless it has ended, and its number belongs to another.
-func (g *Generation) termPredecessor() error {
-	if os.Getppid() != g.Predecessor.Pid || !parentOf(g.Predecessor.Pid).original() {
-		return nil
-	}
-	if err := kill(g.Predecessor.Pid, syscall.SIGTERM); err != nil {
-		return fmt.Errorf("telling the predecessor, pid %d, that we are ready: %w", g.Predecessor.Pid, err)
-	}
-	return nil
-}
-
-// WaitLegacy waits for the end of a predecessor that is built on facebookgo/grace, or for
-// ctx.
-func (g *Generation) WaitLegacy(ctx context.Context) error {
-	if os.Getppid() != g.Predecessor.Pid {
-		return nil
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- awaitEnd(g.Predecessor.Pid) }()
-	select {
-	case err := <-ended:
-		if os.Getppid() != g.Predecessor.Pid {
-			return nil
-		}
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // Provide calls f for the state that a successor shall find under this name

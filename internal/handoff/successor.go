@@ -389,16 +389,6 @@ func (s *Successor) ExitError() error {
 	return s.exit.err
 }
 
-// IsOriginal reports whether it runs a program that is built on facebookgo/grace, whose
-// word for being ready is a SIGTERM.
-func (s *Successor) IsOriginal() bool {
-	if !s.HasEnded() {
-		return runs(s.Pid) == Original
-	}
-	path, err := startPath() // what it ran
-	return err == nil && startProgram(path) == Original
-}
-
 // Signal sends a signal, unless the successor has ended.
 func (s *Successor) Signal(sig os.Signal) { s.process.Signal(sig) }
 
