@@ -65,13 +65,13 @@ type conn struct {
 	since    time.Time // when it became idle during a drain
 	pace     *pace     // the last that has given it its place
 	place    uint32
+	kind     accept.Kind
 	used     bool // it was moved here after a request
 	wrapped  bool // it is of a wrapper's own type
-	http1    bool // neither HTTP/2 nor hijacked
-	http2    bool
 	closing  bool // an answer says that it is the last
 	gone     bool // moved or ended: Read returns io.EOF
 	shared   bool // offered and not taken: a copy may be on its way for long
+	_        [16]byte
 }
 
 // What a connection's state consists of. While it is 0 a request is under way on
@@ -151,7 +151,7 @@ func (s *server) newTCPConn() *tcpConn {
 }
 
 func (c *conn) init(s *server, raw rawConn) {
-	c.server, c.raw, c.http1 = s, raw, true
+	c.server, c.raw = s, raw
 	c.state.Store(idle | first)
 	c.entry.Conn = c
 }
@@ -164,17 +164,13 @@ func coreOf(nc net.Conn) *conn {
 		}
 		nc = t.NetConn()
 	}
-	if t, ok := nc.(*tcpConn); ok {
-		return &t.conn
-	}
-	if u, ok := nc.(*unixConn); ok {
-		return &u.conn
-	}
-	if w, ok := nc.(*wrappedConn); ok {
-		return &w.conn
+	if ours, ok := nc.(interface{ core() *conn }); ok {
+		return ours.core()
 	}
 	return nil
 }
+
+func (c *conn) core() *conn { return c }
 
 // A connContext is the context of a connection's requests: by it they find the conn.
 type connContext struct {
@@ -202,19 +198,19 @@ func connOf(r *http.Request) *conn {
 // zero. The caller is the one that reads, and holds c.mu, which is released meanwhile.
 func (c *conn) decide() (until time.Time, end bool) {
 	d := c.server.draining.Load()
-	if d == nil || d.lameDuck || !c.http1 || !c.is(idle) && !c.handshaking() {
+	if d == nil || d.lameDuck || !c.mayEnd() {
 		return until, false
 	}
 	if d.moves() && !c.wrapped {
 		c.mu.Unlock()
-		b := d.mover.offer(c)
+		offered, taken := d.mover.offer(c)
 		c.mu.Lock()
-		if b != nil {
-			c.shared = !b.taken
-			if b.taken {
-				c.server.counts.moved.Add(1)
-				return until, true
-			}
+		if offered {
+			c.shared = !taken
+		}
+		if taken {
+			c.server.note(accept.Count{Moved: 1})
+			return until, true
 		}
 		if d.moves() {
 			return until, false // it is asked again, or the drain was called off
@@ -223,10 +219,10 @@ func (c *conn) decide() (until time.Time, end bool) {
 	if until = d.expiry(c); time.Now().Before(until) {
 		return until, false
 	}
-	if raw, err := c.raw.SyscallConn(); err == nil && hasInput(raw) {
+	if c.hasInput() {
 		return time.Time{}, false // the next request is here
 	}
-	c.server.counts.idle.Add(1)
+	c.server.note(accept.Count{Idle: 1})
 	return until, true
 }
 
@@ -370,7 +366,7 @@ func (c *conn) lookForPreface(b []byte) {
 	if int(c.preface) == len(http2Preface) {
 		c.preface = -1
 		c.mu.Lock()
-		c.toHTTP2()
+		c.become(accept.HTTP2)
 		c.mu.Unlock()
 	}
 }
@@ -414,7 +410,7 @@ func (c *conn) wake() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.state.Load()
-	if !c.http1 || was&woken != 0 || was&idle == 0 && !c.handshaking() {
+	if was&woken != 0 || !c.mayEnd() {
 		return false
 	}
 	if c.wrapped {
@@ -428,10 +424,15 @@ func (c *conn) wake() bool {
 	return true
 }
 
+// mayEnd reports whether no request is under way on HTTP/1. The caller holds c.mu.
+func (c *conn) mayEnd() bool {
+	return c.kind == accept.HTTP1 && (c.is(idle) || c.handshaking())
+}
+
 // handshaking reports whether a TLS handshake has begun, and no request yet. The
 // caller holds c.mu.
 func (c *conn) handshaking() bool {
-	return c.server.tls && c.is(first) && !c.is(idle) && c.http1
+	return c.server.tls && c.is(first) && !c.is(idle) && c.kind == accept.HTTP1
 }
 
 // waits returns for how long the connection has been waiting for its next request, by
@@ -455,31 +456,30 @@ func (c *conn) waits() handoff.Waiting {
 
 // follow is the ConnState hook: it tells where in its life a connection is.
 func follow(nc net.Conn, state http.ConnState) {
-	if t, ok := nc.(*tcpConn); ok && t.conn.state.Load() == 0 {
-		if state == http.StateActive {
-			return // a Read has seen that
-		}
-		if state == http.StateIdle {
-			t.conn.state.Store(idle)
-			if t.conn.server.draining.Load() == nil {
-				return
-			}
-		}
-	}
 	if state == http.StateClosed {
 		if t, ok := nc.(*tls.Conn); ok {
 			closePassed(t)
 		}
 		return
 	}
-	if state == http.StateNew {
+	c := coreOf(nc)
+	if c == nil || state == http.StateNew {
 		return
 	}
-	if c := coreOf(nc); c != nil {
-		c.mu.Lock()
-		c.setState(nc, state)
-		c.mu.Unlock()
+	if c.state.Load() == 0 {
+		if state == http.StateActive {
+			return // a Read has seen that
+		}
+		if state == http.StateIdle {
+			c.state.Store(idle)
+			if c.server.draining.Load() == nil {
+				return
+			}
+		}
 	}
+	c.mu.Lock()
+	c.setState(nc, state)
+	c.mu.Unlock()
 }
 
 // setState is what follow does where it is not done at once. The caller holds c.mu.
@@ -487,23 +487,23 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 	d := c.server.draining.Load()
 	switch state {
 	case http.StateActive:
-		if t, ok := nc.(*tls.Conn); ok && c.is(first) && c.http1 && t.ConnectionState().NegotiatedProtocol == "h2" {
-			c.toHTTP2()
+		if t, ok := nc.(*tls.Conn); ok && c.is(first) && t.ConnectionState().NegotiatedProtocol == "h2" {
+			c.become(accept.HTTP2)
 		}
-		if !c.http2 { // else each state is to come here
+		if c.kind != accept.HTTP2 { // else each state is to come here
 			c.state.And(^uint32(first))
 		}
 		c.begin()
 		c.endLimit()
 	case http.StateIdle:
 		c.state.Or(idle)
-		if d != nil && c.http1 {
+		if d != nil && c.kind == accept.HTTP1 {
 			c.since = time.Now()
 			c.state.Or(woken) // the next Read decides
 		}
 	case http.StateHijacked:
 		c.state.And(^uint32(idle | armed | waiting))
-		c.leaveHTTP1()
+		c.become(accept.Hijacked)
 		if d != nil && d.closesHijacked {
 			go c.expireHijacked(d)
 		}
@@ -518,21 +518,12 @@ func (c *conn) endLimit() {
 	}
 }
 
-// toHTTP2 counts the connection among those that speak HTTP/2. The caller holds c.mu.
-func (c *conn) toHTTP2() {
-	if c.http1 { // else it was closed meanwhile
-		c.http2 = true
-		c.server.http2.Add(1) // before it leaves: a drain waits for one kind, then for the other
-		c.leaveHTTP1()
-	}
-}
-
-// leaveHTTP1 counts the connection out of those that speak HTTP/1. The caller holds
-// c.mu.
-func (c *conn) leaveHTTP1() {
-	if c.http1 {
-		c.http1 = false
-		c.server.count(&c.server.http1, -1)
+// become notes what the connection speaks from now on, if it was HTTP/1. The caller
+// holds c.mu.
+func (c *conn) become(k accept.Kind) {
+	if c.kind == accept.HTTP1 {
+		c.kind = k
+		c.server.listener.SetKind(&c.entry, k)
 	}
 }
 
@@ -541,7 +532,7 @@ func (c *conn) leaveHTTP1() {
 func (c *conn) expireHijacked(d *drain) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.http1 && !c.http2 {
+	if c.kind == accept.Hijacked {
 		time.AfterFunc(d.hijackGrace, func() { c.raw.Close() }) // its owner sees that, and closes it
 	}
 }
@@ -551,7 +542,7 @@ func (c *conn) Close() error {
 	d := c.server.draining.Load()
 	c.mu.Lock()
 	shared := c.shared
-	open := d != nil && c.http1 && !c.gone
+	open := d != nil && c.kind == accept.HTTP1 && !c.gone
 	c.mu.Unlock()
 	if open && c.is(waiting) && c.server.closedByProgram() {
 		return nil // the drain will end it
@@ -563,14 +554,10 @@ func (c *conn) Close() error {
 		c.linger()
 	}
 	err := c.raw.Close()
-	if c.server.listener.Remove(&c.entry) {
-		c.mu.Lock()
-		c.leaveHTTP1()
-		if c.http2 {
-			c.server.count(&c.server.http2, -1)
-		}
-		c.mu.Unlock()
-	}
+	c.server.listener.Remove(&c.entry)
+	c.mu.Lock()
+	c.become(accept.Hijacked) // nothing is to be decided any more
+	c.mu.Unlock()
 	return err
 }
 

@@ -211,7 +211,7 @@ func status() Status {
 	}
 	s.Connections = Connections{
 		Open:     count.Open,
-		HTTP1:    max(0, count.Open-count.HTTP2-count.Hijacked),
+		HTTP1:    count.Open - count.HTTP2 - count.Hijacked,
 		HTTP2:    count.HTTP2,
 		Hijacked: count.Hijacked,
 		Oldest:   count.Oldest,

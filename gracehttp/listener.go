@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
 )
 
@@ -217,7 +218,7 @@ func (s *server) handshake(t *tls.Conn, wrapped net.Conn, c *conn) {
 	}
 	c.mu.Lock()
 	c.state.Store(first)
-	c.toHTTP2()
+	c.become(accept.HTTP2)
 	t.SetReadDeadline(time.Time{}) // it may have been a drain's
 	c.mu.Unlock()
 	passed.Store(t, c)

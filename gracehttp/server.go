@@ -43,12 +43,8 @@ type server struct {
 	options         bool // OPTIONS * is answered here, not by the handler
 	hasShutdownHook bool // the user has registered one, which may end hijacked connections
 
-	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
-	http2   atomic.Int64  // those that speak HTTP/2
-	changed chan struct{} // one of these may have become 0
-	counts  counts
-	hooks   atomic.Int64 // calls of userShutdown that are ours, and still to come
-	kept    atomic.Bool  // the program has tried to close idle connections during a drain
+	hooks atomic.Int64 // calls of userShutdown that are ours, and still to come
+	kept  atomic.Bool  // the program has tried to close idle connections during a drain
 
 	accepting func() // called when the http.Server first accepts
 	begun     sync.Once
@@ -59,7 +55,8 @@ type server struct {
 	unbound bool         // we have closed the socket, since the successor does not want it
 	stopped bool         // Serve waits for what follows on that, or has returned
 	closed  bool
-	changes sync.Cond // of shut, unbound, stopped or closed
+	changes sync.Cond    // of shut, unbound, stopped or closed
+	ended   accept.Count // what became of connections since the drain began
 	moved   *movedListener
 	spare   []tcpConn // for connections to come
 }
@@ -73,7 +70,6 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 		tls:     isTLS(srv),
 		options: !srv.DisableGeneralOptionsHandler,
 		handler: srv.Handler,
-		changed: make(chan struct{}, 1),
 	}
 	s.changes.L = &s.mu
 	if s.plain {
@@ -138,7 +134,7 @@ func otherProtocol(serve func(*http.Server, *tls.Conn, http.Handler)) func(*http
 	return func(srv *http.Server, c *tls.Conn, h http.Handler) {
 		if core := coreOf(c); core != nil {
 			core.mu.Lock()
-			core.leaveHTTP1()
+			core.become(accept.Hijacked)
 			core.mu.Unlock()
 		}
 		serve(srv, c, h)
@@ -227,7 +223,6 @@ func (s *server) Accept() (net.Conn, error) {
 
 // admit lists a connection. A drain that has begun meanwhile may have missed it.
 func (s *server) admit(c *conn, list func(*accept.Entry)) {
-	s.http1.Add(1)
 	list(&c.entry)
 	if s.draining.Load() != nil {
 		c.wake()
@@ -240,16 +235,6 @@ func (s *server) serveBacklog() {
 		wrapped, core := s.wrap(c)
 		s.admit(core, s.listener.Add)
 		s.inject(wrapped)
-	}
-}
-
-// count adds n to one of the counts of connections, and wakes a drain when it is 0.
-func (s *server) count(kind *atomic.Int64, n int64) {
-	if kind.Add(n) == 0 {
-		select {
-		case s.changed <- struct{}{}:
-		default:
-		}
 	}
 }
 
