@@ -62,7 +62,7 @@ type conn struct {
 	deadline time.Time // for reads, as net/http wants it; unless first, only while idle
 	limit    time.Time // for the first request on a connection that was moved here, beside deadline
 	began    time.Time // if it was moved here: when it began to wait for that request
-	since    time.Time // when it became idle during a drain
+	since    time.Time // when it came, or became idle during a drain
 	pace     *pace     // the last that has given it its place
 	place    uint32
 	kind     accept.Kind
@@ -131,7 +131,7 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 		return w, &w.conn
 	default:
 		w := &wrappedConn{wrappedMethods: wrappedMethods{c}}
-		w.conn.init(s, wrappedRaw{c})
+		w.conn.init(s, wrappedRaw{w.wrappedMethods})
 		w.conn.wrapped = true
 		return w, &w.conn
 	}
@@ -392,15 +392,15 @@ func (c *conn) awaitInput() bool {
 		if c.is(woken|timed) && c.look(nil) {
 			return false
 		}
-		readable, err := waitReadable(raw)
-		if c.interrupted(err) {
-			continue
-		}
-		if readable && skipped < 4 && skipLineBreak(raw) {
+		next, err := waitReadable(raw)
+		switch {
+		case c.interrupted(err):
+		case skipped < 4 && (string(next) == "\r" || string(next) == "\n"):
+			skip(raw)
 			skipped++
-			continue
+		default:
+			return len(next) > 0
 		}
-		return readable
 	}
 }
 
@@ -446,7 +446,7 @@ func (c *conn) waits() handoff.Waiting {
 	case !c.began.IsZero() && c.is(first):
 		began = c.began
 	case w.First:
-		began = c.entry.Since()
+		began = c.since
 	case timeout > 0 && !c.deadline.IsZero():
 		began = c.deadline.Add(-timeout)
 	}

@@ -103,13 +103,9 @@ func (p *pace) placeOf(c *conn) uint32 {
 func (d *drain) expiry(c *conn) time.Time {
 	p := d.pace.Load()
 	until := turns{p.idleFrom, p.idle}.at(p.placeOf(c))
-	since := c.since
-	if since.IsZero() {
-		since = c.entry.Since()
-	}
 	own := d.begin
-	if since.After(own) { // its client was not told
-		own = since.Add(d.grace)
+	if c.since.After(own) { // its client was not told
+		own = c.since.Add(d.grace)
 	}
 	if c.handshaking() && !d.quick { // its request is about to come
 		own = own.Add(d.server.app.idleGrace)
@@ -204,13 +200,10 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 		s.refuse()
 	}
 	s.begin(d)
-	switch {
-	case last && !activated:
-		if s.plain {
-			s.serveBacklog()
-		}
-		s.closeSocket()
-	case d.stop:
+	if last && !activated && s.plain {
+		s.serveBacklog()
+	}
+	if last && !activated || d.stop {
 		s.closeSocket()
 	}
 	if !d.idleEnd.IsZero() {

@@ -118,9 +118,6 @@ func (u unknownSocket) SetDeadline(t time.Time) error {
 	return errors.ErrUnsupported
 }
 
-// canPause reports whether the Accept of a wrapper around s can be called back.
-func canPause(s socket) bool { return !errors.Is(s.SetDeadline(time.Time{}), errors.ErrUnsupported) }
-
 // A wrappedConn is a connection of a wrapper's own type.
 type wrappedConn struct {
 	wrappedMethods
@@ -130,21 +127,21 @@ type wrappedConn struct {
 type wrappedMethods struct{ net.Conn }
 
 // NetConn returns what the program's listener has accepted.
-func (c *wrappedConn) NetConn() net.Conn { return c.Conn }
+func (w wrappedMethods) NetConn() net.Conn { return w.Conn }
 
 // ReadFrom lets net/http find the ReadFrom of what is wrapped.
-func (c *wrappedConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
+func (w wrappedMethods) ReadFrom(r io.Reader) (int64, error) { return io.Copy(w.Conn, r) }
 
 // CloseWrite is that of what is wrapped, if it has one.
-func (c *wrappedConn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
+func (w wrappedMethods) CloseWrite() error {
+	if c, ok := w.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
 	}
 	return errors.ErrUnsupported
 }
 
 // A wrappedRaw is a rawConn that may not know its descriptor.
-type wrappedRaw struct{ net.Conn }
+type wrappedRaw struct{ wrappedMethods }
 
 func (w wrappedRaw) SyscallConn() (syscall.RawConn, error) {
 	for c := w.Conn; ; {
@@ -157,10 +154,6 @@ func (w wrappedRaw) SyscallConn() (syscall.RawConn, error) {
 		}
 		c = n.NetConn()
 	}
-}
-
-func (w wrappedRaw) CloseWrite() error {
-	return (&wrappedConn{wrappedMethods: wrappedMethods(w)}).CloseWrite()
 }
 
 // accepted returns a connection as the program knows it.

@@ -1,6 +1,7 @@
 package gracehttp
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,7 +32,7 @@ type socket interface {
 // listener that accepts by itself and knows how to drain.
 type server struct {
 	draining atomic.Pointer[drain] // nil: not draining
-	handler  http.Handler          // the user's, or one for http.DefaultServeMux
+	handler  http.Handler          // the user's; nil: http.DefaultServeMux
 	tls      bool
 	plain    bool // it accepts from the socket itself, not from a wrapper of the program's
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
@@ -48,14 +49,14 @@ type server struct {
 
 	accepting func() // called when the http.Server first accepts
 	begun     sync.Once
+	serving   sync.WaitGroup // until the http.Server does not accept
+	end       chan error     // what Serve returns
 
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
 	shut    bool         // we have called its Shutdown
 	unbound bool         // we have closed the socket, since the successor does not want it
-	stopped bool         // Serve waits for what follows on that, or has returned
 	closed  bool
-	changes sync.Cond    // of shut, unbound, stopped or closed
 	ended   accept.Count // what became of connections since the drain began
 	moved   *movedListener
 	spare   []tcpConn // for connections to come
@@ -70,17 +71,13 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 		tls:     isTLS(srv),
 		options: !srv.DisableGeneralOptionsHandler,
 		handler: srv.Handler,
+		end:     make(chan error, 1),
 	}
-	s.changes.L = &s.mu
 	if s.plain {
 		s.socket, s.listener = l.(socket), accept.New(l)
 	} else {
 		s.socket = under(l)
-		var pauser accept.Pauser
-		if canPause(s.socket) {
-			pauser = s.socket
-		}
-		s.listener = accept.NewWrapped(l, pauser)
+		s.listener = accept.NewWrapped(l, s.socket)
 	}
 	s.listener.Pause() // until Resume
 	if srv.TLSNextProto != nil {
@@ -91,11 +88,6 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 			}
 		}
 		srv.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
-	}
-	if s.handler == nil {
-		s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			http.DefaultServeMux.ServeHTTP(w, r)
-		})
 	}
 	srv.Handler = s
 	srv.DisableGeneralOptionsHandler = true // what net/http answers there tells no client to leave
@@ -169,30 +161,32 @@ func hasShutdownHook(srv *http.Server) bool {
 // Serve serves until Close, or fails.
 func (s *server) Serve(accepting func()) error {
 	s.accepting = accepting
-	for {
-		s.mu.Lock()
-		srv := s.http
-		s.mu.Unlock()
-		err := s.serveOn(srv, &httpListener{s})
+	s.serve()
+	return <-s.end
+}
 
+// serve lets the http.Server serve, until that is shut down or the socket is closed.
+func (s *server) serve() {
+	s.mu.Lock()
+	srv := s.http
+	s.mu.Unlock()
+	s.serving.Add(1)
+	go func() {
+		defer s.serving.Done()
+		err := s.serveOn(srv, &httpListener{s})
 		s.mu.Lock()
-		ours := s.shut || s.unbound || s.closed
-		s.stopped = true
-		s.changes.Broadcast()
-		for ours && (s.shut || s.unbound) && !s.closed {
-			s.changes.Wait()
+		defer s.mu.Unlock()
+		if !s.shut && !s.unbound {
+			s.finish(err)
 		}
-		closed := s.closed
-		s.stopped = closed || !ours
-		s.mu.Unlock()
-		switch {
-		case closed:
-			return nil
-		case !ours:
-			return err
-		}
-		// The successor has failed after Shutdown: go on with a copy. Or the socket is
-		// another.
+	}()
+}
+
+// finish lets Serve return, with the first error that this is called with.
+func (s *server) finish(err error) {
+	select {
+	case s.end <- err:
+	default:
 	}
 }
 
@@ -223,6 +217,7 @@ func (s *server) Accept() (net.Conn, error) {
 
 // admit lists a connection. A drain that has begun meanwhile may have missed it.
 func (s *server) admit(c *conn, list func(*accept.Entry)) {
+	c.since = time.Now()
 	list(&c.entry)
 	if s.draining.Load() != nil {
 		c.wake()
@@ -259,8 +254,8 @@ func (s *server) closedByProgram() (stays bool) {
 func (s *server) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	s.changes.Broadcast()
 	s.mu.Unlock()
+	s.finish(nil)
 	return s.listener.Close()
 }
 
@@ -349,7 +344,7 @@ func (s *server) park(c *conn, f *os.File) {
 	defer c.Close()
 	timeout := idleTimeout(s.user)
 	if !c.used {
-		timeout = headerTimeout(s.user)
+		timeout = cmp.Or(s.user.ReadHeaderTimeout, s.user.ReadTimeout)
 	}
 	var limit time.Time
 	if timeout > 0 {
@@ -382,19 +377,7 @@ func (s *server) park(c *conn, f *os.File) {
 
 // idleTimeout returns how long net/http waits for the next request, if that is not 0.
 func idleTimeout(srv *http.Server) time.Duration {
-	if srv.IdleTimeout != 0 {
-		return srv.IdleTimeout
-	}
-	return srv.ReadTimeout
-}
-
-// headerTimeout returns how long net/http waits for the first request's header, if that
-// is not 0.
-func headerTimeout(srv *http.Server) time.Duration {
-	if srv.ReadHeaderTimeout != 0 {
-		return srv.ReadHeaderTimeout
-	}
-	return srv.ReadTimeout
+	return cmp.Or(srv.IdleTimeout, srv.ReadTimeout)
 }
 
 // netConn makes a connection of a file, which it closes. That takes one more
@@ -458,28 +441,36 @@ func (s *server) Resume() bool {
 		}
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.shut || s.unbound {
-		// The http.Server has closed its listener, or found it closed, which ends the
-		// accepting, before Serve stops.
-		for !s.stopped && !s.closed {
-			s.changes.Wait()
+	ends := s.shut || s.unbound
+	s.mu.Unlock()
+	if ends {
+		s.serving.Wait()
+		if !s.renew() {
+			return false
 		}
+		defer s.serve()
 	}
+	if s.kept.Swap(false) {
+		s.http.SetKeepAlivesEnabled(true) // the program meant the drain
+	}
+	return s.listener.Resume()
+}
+
+// renew opens the socket anew if it was closed, and replaces an http.Server that was shut
+// down, which cannot serve again. It reports whether there is a socket.
+func (s *server) renew() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.unbound && !s.listen() {
 		return false
 	}
-	if s.shut { // it cannot serve again
+	if s.shut {
 		s.http = s.copyHTTP()
 		s.moved = nil
 		s.shut = false
 		s.listener.Reopen()
-	} else if s.kept.Load() {
-		s.http.SetKeepAlivesEnabled(true) // the program meant the drain
 	}
-	s.kept.Store(false)
-	s.changes.Broadcast()
-	return s.listener.Resume()
+	return true
 }
 
 // closeSocket lets clients be refused, or another process listen.
@@ -508,24 +499,15 @@ func (s *server) listen() bool {
 	return true
 }
 
+// copyHTTP returns a server with all that the program has set of its own.
 func (s *server) copyHTTP() *http.Server {
-	u := s.user
-	return &http.Server{
-		Addr:                         u.Addr,
-		Handler:                      u.Handler,
-		DisableGeneralOptionsHandler: u.DisableGeneralOptionsHandler,
-		TLSConfig:                    u.TLSConfig,
-		ReadTimeout:                  u.ReadTimeout,
-		ReadHeaderTimeout:            u.ReadHeaderTimeout,
-		WriteTimeout:                 u.WriteTimeout,
-		IdleTimeout:                  u.IdleTimeout,
-		MaxHeaderBytes:               u.MaxHeaderBytes,
-		TLSNextProto:                 maps.Clone(s.proto), // net/http adds to it
-		ConnState:                    u.ConnState,
-		ErrorLog:                     u.ErrorLog,
-		BaseContext:                  u.BaseContext,
-		ConnContext:                  u.ConnContext,
-		HTTP2:                        u.HTTP2,
-		Protocols:                    u.Protocols,
+	copied := &http.Server{}
+	from, to := reflect.ValueOf(s.user).Elem(), reflect.ValueOf(copied).Elem()
+	for i := range from.NumField() {
+		if from.Type().Field(i).IsExported() {
+			to.Field(i).Set(from.Field(i))
+		}
 	}
+	copied.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
+	return copied
 }

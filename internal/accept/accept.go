@@ -21,8 +21,6 @@ const (
 	emptyTime = 50 * time.Millisecond
 )
 
-var longAgo = time.Unix(1, 0)
-
 // A Listener accepts from a listening socket. It accepts again after Pause, which
 // a closed socket never could: that is what lets a process take over again
 // from a successor that failed.
@@ -61,9 +59,6 @@ const (
 	kinds
 )
 
-// Since returns when the connection was listed.
-func (e *Entry) Since() time.Time { return e.since }
-
 // A Pauser ends a call of Accept by a deadline, as (*net.TCPListener).SetDeadline.
 type Pauser interface{ SetDeadline(time.Time) error }
 
@@ -76,10 +71,14 @@ func New(socket net.Listener) *Listener {
 }
 
 // NewWrapped returns a Listener that accepts from a wrapper around what is paused by
-// pauser, which may be nil.
+// pauser, unless that says that it is errors.ErrUnsupported.
 func NewWrapped(wrapper net.Listener, pauser Pauser) *Listener {
 	l := New(wrapper)
-	l.pauser, l.wraps = pauser, true
+	l.wraps = true
+	l.pauser = pauser
+	if errors.Is(pauser.SetDeadline(time.Time{}), errors.ErrUnsupported) {
+		l.pauser = nil
+	}
 	return l
 }
 
@@ -201,27 +200,21 @@ func (l *Listener) Entries() []*Entry {
 // connections in the kernel. It reports whether that is possible: one without
 // SetDeadline cannot be called back from its Accept. When Pause returns true, all
 // that was accepted is listed, unless a wrapper holds it up.
-func (l *Listener) Pause() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.pause(longAgo) {
-		return false
-	}
-	l.awaitPause(wrapperTimeout)
-	return true
-}
+func (l *Listener) Pause() bool { return l.pauseAfter(0) }
 
 // PauseEmpty is Pause when nobody has been waiting in the kernel for a moment, for a
 // wrapper: what waits there has to come through it.
-func (l *Listener) PauseEmpty() bool {
+func (l *Listener) PauseEmpty() bool { return l.pauseAfter(emptyTime) }
+
+func (l *Listener) pauseAfter(more time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.pause(time.Now().Add(emptyTime)) {
+	if !l.pause(time.Now().Add(more)) {
 		return false
 	}
-	l.emptying = true
+	l.emptying = more > 0
 	l.changed.Broadcast()
-	l.awaitPause(emptyTime + wrapperTimeout)
+	l.awaitPause(more + wrapperTimeout)
 	l.emptying = false
 	return true
 }
@@ -252,7 +245,7 @@ func (l *Listener) awaitPause(timeout time.Duration) {
 func (l *Listener) End() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pause(longAgo)
+	l.pause(time.Now())
 	l.ended = true
 	l.changed.Broadcast()
 }
