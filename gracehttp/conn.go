@@ -1,7 +1,6 @@
 package gracehttp
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -57,12 +56,10 @@ type conn struct {
 	missing int8          // for whoever reads: how many bytes until limit ends; -1: a whole header
 
 	entry accept.Entry
-	ctx   connContext
 
 	deadline time.Time // for reads, as net/http wants it; unless first, only while idle
 	limit    time.Time // for the first request on a connection that was moved here, beside deadline
-	began    time.Time // if it was moved here: when it began to wait for that request
-	since    time.Time // when it came, or became idle during a drain
+	since    time.Time // when it began to wait for its first request, here or where it was moved from; or became idle during a drain
 	pace     *pace     // the last that has given it its place
 	place    uint32
 	kind     accept.Kind
@@ -71,7 +68,6 @@ type conn struct {
 	closing  bool // an answer says that it is the last
 	gone     bool // moved or ended: Read returns io.EOF
 	shared   bool // offered and not taken: a copy may be on its way for long
-	_        [16]byte
 }
 
 // What a connection's state consists of. While it is 0 a request is under way on
@@ -95,7 +91,7 @@ func (c *conn) is(bits uint32) bool { return c.state.Load()&bits != 0 }
 
 type tcpConn struct {
 	tcpMethods
-	conn // a whole number of cache lines: several are allocated together
+	conn // a whole number of cache lines
 }
 
 type unixConn struct {
@@ -121,8 +117,7 @@ type rawConn interface {
 func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		w := s.newTCPConn()
-		w.TCPConn = c
+		w := &tcpConn{tcpMethods: tcpMethods{c}}
 		w.conn.init(s, c)
 		return w, &w.conn
 	case *net.UnixConn:
@@ -137,21 +132,8 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 	}
 }
 
-// newTCPConn returns one of several that were allocated together: net/http needs
-// few allocations for a connection, and this one would show.
-func (s *server) newTCPConn() *tcpConn {
-	s.mu.Lock()
-	if len(s.spare) == 0 {
-		s.spare = make([]tcpConn, 4)
-	}
-	w := &s.spare[0]
-	s.spare = s.spare[1:]
-	s.mu.Unlock()
-	return w
-}
-
 func (c *conn) init(s *server, raw rawConn) {
-	c.server, c.raw = s, raw
+	c.server, c.raw, c.since = s, raw, time.Now()
 	c.state.Store(idle | first)
 	c.entry.Conn = c
 }
@@ -172,20 +154,8 @@ func coreOf(nc net.Conn) *conn {
 
 func (c *conn) core() *conn { return c }
 
-// A connContext is the context of a connection's requests: by it they find the conn.
-type connContext struct {
-	context.Context
-	conn *conn
-}
-
+// A connKey is the key by which the contexts of requests have the conn.
 type connKey struct{}
-
-func (c *connContext) Value(key any) any {
-	if key == (connKey{}) {
-		return c.conn
-	}
-	return c.Context.Value(key)
-}
 
 // connOf returns the connection on which a request has come, or nil.
 func connOf(r *http.Request) *conn {
@@ -443,9 +413,7 @@ func (c *conn) waits() handoff.Waiting {
 	began := time.Now()
 	w := handoff.Waiting{First: c.is(first) && !c.used}
 	switch timeout := idleTimeout(c.server.user); {
-	case !c.began.IsZero() && c.is(first):
-		began = c.began
-	case w.First:
+	case c.is(first):
 		began = c.since
 	case timeout > 0 && !c.deadline.IsZero():
 		began = c.deadline.Add(-timeout)

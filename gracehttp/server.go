@@ -47,8 +47,7 @@ type server struct {
 	hooks atomic.Int64 // calls of userShutdown that are ours, and still to come
 	kept  atomic.Bool  // the program has tried to close idle connections during a drain
 
-	accepting func() // called when the http.Server first accepts
-	begun     sync.Once
+	accepting func()         // called when the http.Server first accepts
 	serving   sync.WaitGroup // until the http.Server does not accept
 	end       chan error     // what Serve returns
 
@@ -59,7 +58,6 @@ type server struct {
 	closed  bool
 	ended   accept.Count // what became of connections since the drain began
 	moved   *movedListener
-	spare   []tcpConn // for connections to come
 }
 
 func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
@@ -91,22 +89,19 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 	}
 	srv.Handler = s
 	srv.DisableGeneralOptionsHandler = true // what net/http answers there tells no client to leave
-	if hook := srv.ConnState; hook != nil {
-		srv.ConnState = func(nc net.Conn, state http.ConnState) {
-			hook(accepted(nc), state) // first: a deadline that it sets is not to be taken for net/http's
-			follow(nc, state)
+	connState, connContext := srv.ConnState, srv.ConnContext
+	srv.ConnState = func(nc net.Conn, state http.ConnState) {
+		if connState != nil {
+			connState(accepted(nc), state) // first: a deadline that it sets is not to be taken for net/http's
 		}
-	} else {
-		srv.ConnState = follow
+		follow(nc, state)
 	}
-	hook := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
-		if hook != nil {
-			ctx = hook(ctx, accepted(nc))
+		if connContext != nil {
+			ctx = connContext(ctx, accepted(nc))
 		}
 		if c := coreOf(nc); c != nil && ctx != nil { // net/http says what is wrong with nil
-			c.ctx = connContext{ctx, c}
-			return &c.ctx
+			return context.WithValue(ctx, connKey{}, c)
 		}
 		return ctx
 	}
@@ -143,14 +138,6 @@ func hasCertificate(c *tls.Config) bool {
 	return len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil
 }
 
-// checkTLS finds what would make ServeTLS fail, while a predecessor still serves.
-func checkTLS(srv *http.Server) error {
-	if isTLS(srv) && !hasCertificate(srv.TLSConfig) {
-		return errors.New("its TLSConfig has no certificate")
-	}
-	return nil
-}
-
 // hasShutdownHook reports whether RegisterOnShutdown was called. Nobody else may call it
 // meanwhile.
 func hasShutdownHook(srv *http.Server) bool {
@@ -160,7 +147,7 @@ func hasShutdownHook(srv *http.Server) bool {
 
 // Serve serves until Close, or fails.
 func (s *server) Serve(accepting func()) error {
-	s.accepting = accepting
+	s.accepting = sync.OnceFunc(accepting)
 	s.serve()
 	return <-s.end
 }
@@ -199,7 +186,7 @@ func (s *server) serveOn(srv *http.Server, l net.Listener) error {
 
 // Accept implements net.Listener; it is called through httpListener.
 func (s *server) Accept() (net.Conn, error) {
-	s.begun.Do(s.accepting)
+	s.accepting()
 	for {
 		c, err := s.listener.Accept()
 		if err != nil {
@@ -217,7 +204,6 @@ func (s *server) Accept() (net.Conn, error) {
 
 // admit lists a connection. A drain that has begun meanwhile may have missed it.
 func (s *server) admit(c *conn, list func(*accept.Entry)) {
-	c.since = time.Now()
 	list(&c.entry)
 	if s.draining.Load() != nil {
 		c.wake()
@@ -286,7 +272,6 @@ type movedListener struct {
 	*server
 	conns chan net.Conn
 	ended chan struct{}
-	once  sync.Once
 }
 
 func (l *movedListener) Accept() (net.Conn, error) {
@@ -298,8 +283,9 @@ func (l *movedListener) Accept() (net.Conn, error) {
 	}
 }
 
+// Close is called once by an http.Server.
 func (l *movedListener) Close() error {
-	l.once.Do(func() { close(l.ended) })
+	close(l.ended)
 	return nil
 }
 
@@ -328,8 +314,9 @@ func (s *server) take(conns []*os.File, waiting []handoff.Waiting) {
 		if waiting != nil {
 			w = waiting[i]
 		}
-		c := &conn{began: time.Now().Add(-time.Duration(w.For) * time.Millisecond), used: !w.First}
+		c := &conn{used: !w.First}
 		c.init(s, f)
+		c.since = c.since.Add(-time.Duration(w.For) * time.Millisecond)
 		s.admit(c, s.listener.Add)
 		go s.park(c, f)
 	}
@@ -348,7 +335,7 @@ func (s *server) park(c *conn, f *os.File) {
 	}
 	var limit time.Time
 	if timeout > 0 {
-		limit = c.began.Add(timeout)
+		limit = c.since.Add(timeout)
 		c.setReadDeadline(limit)
 	}
 	if !c.awaitInput() {
@@ -363,7 +350,7 @@ func (s *server) park(c *conn, f *os.File) {
 		return
 	}
 	wrapped, core := s.wrap(nc)
-	core.shared, core.began, core.used = c.shared, c.began, c.used
+	core.shared, core.since, core.used = c.shared, c.since, c.used
 	// net/http ends the wait for a first request with its header, else with four bytes.
 	core.limit, core.missing = limit, -1
 	if c.used {
