@@ -452,7 +452,6 @@ func follow(nc net.Conn, state http.ConnState) {
 
 // setState is what follow does where it is not done at once. The caller holds c.mu.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
-	d := c.server.draining.Load()
 	switch state {
 	case http.StateActive:
 		if t, ok := nc.(*tls.Conn); ok && c.is(first) && t.ConnectionState().NegotiatedProtocol == "h2" {
@@ -465,16 +464,13 @@ func (c *conn) setState(nc net.Conn, state http.ConnState) {
 		c.endLimit()
 	case http.StateIdle:
 		c.state.Or(idle)
-		if d != nil && c.kind == accept.HTTP1 {
+		if c.server.draining.Load() != nil && c.kind == accept.HTTP1 {
 			c.since = time.Now()
 			c.state.Or(woken) // the next Read decides
 		}
 	case http.StateHijacked:
 		c.state.And(^uint32(idle | armed | waiting))
 		c.become(accept.Hijacked)
-		if d != nil && d.closesHijacked {
-			go c.expireHijacked(d)
-		}
 	}
 }
 
@@ -492,15 +488,14 @@ func (c *conn) become(k accept.Kind) {
 	if c.kind == accept.HTTP1 {
 		c.kind = k
 		c.server.listener.SetKind(&c.entry, k)
+		c.expireHijacked()
 	}
 }
 
 // expireHijacked ends a hijacked connection, whose owner is not told of the stop, after
-// its grace.
-func (c *conn) expireHijacked(d *drain) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.kind == accept.Hijacked {
+// its grace. The caller holds c.mu.
+func (c *conn) expireHijacked() {
+	if d := c.server.draining.Load(); c.kind == accept.Hijacked && d != nil && d.closesHijacked {
 		time.AfterFunc(d.hijackGrace, func() { c.raw.Close() }) // its owner sees that, and closes it
 	}
 }
@@ -524,7 +519,7 @@ func (c *conn) Close() error {
 	err := c.raw.Close()
 	c.server.listener.Remove(&c.entry)
 	c.mu.Lock()
-	c.become(accept.Hijacked) // nothing is to be decided any more
+	c.kind = accept.Hijacked // nothing is to be decided any more
 	c.mu.Unlock()
 	return err
 }

@@ -262,10 +262,11 @@ func (d *drain) wait(ctx context.Context) error {
 	} else {
 		d.wakeAll()
 	}
-	if d.closesHijacked {
-		for _, e := range d.server.listener.Entries() {
-			e.Conn.(*conn).expireHijacked(d)
-		}
+	for _, e := range d.server.listener.Entries() {
+		c := e.Conn.(*conn)
+		c.mu.Lock()
+		c.expireHijacked()
+		c.mu.Unlock()
 	}
 	if err := d.waitHTTP1(ctx); err != nil {
 		return err
