@@ -1,6 +1,7 @@
 package gracehttp
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -280,7 +281,7 @@ func (c *conn) begin() {
 // setTimer sets the deadline for reads: net/http's, or until if that comes before it.
 // The caller holds c.mu.
 func (c *conn) setTimer(until time.Time) {
-	deadline := earlier(c.deadline, c.limit)
+	deadline := accept.Earlier(c.deadline, c.limit)
 	if !until.IsZero() && (deadline.IsZero() || until.Before(deadline)) {
 		deadline = until
 		c.state.Or(timed)
@@ -288,14 +289,6 @@ func (c *conn) setTimer(until time.Time) {
 	if !c.is(woken) {
 		c.raw.SetReadDeadline(deadline)
 	}
-}
-
-// earlier returns the earlier of two times, of which zero is none.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // look lets an idle connection decide, and reports whether it has ended. The caller is
@@ -383,12 +376,22 @@ func (c *conn) wake() bool {
 	if was&woken != 0 || !c.mayEnd() {
 		return false
 	}
+	bit := uint32(woken)
 	if c.wrapped {
-		c.expire(was)
-		return false
+		bit = timed
 	}
-	if !c.state.CompareAndSwap(was, was|woken) {
+	if !c.state.CompareAndSwap(was, was|bit) {
 		return false // a request begins just now
+	}
+	if c.wrapped {
+		// It decides when its time is over, not before: the wrapper may be reading what
+		// comes before the first request, and not bear to be interrupted.
+		var until time.Time
+		if d := c.server.draining.Load(); d != nil && !d.lameDuck {
+			until = d.expiry(c)
+		}
+		c.setTimer(until)
+		return false
 	}
 	c.raw.SetReadDeadline(longAgo)
 	return true
@@ -412,7 +415,7 @@ func (c *conn) waits() handoff.Waiting {
 	defer c.mu.Unlock()
 	began := time.Now()
 	w := handoff.Waiting{First: c.is(first) && !c.used}
-	switch timeout := idleTimeout(c.server.user); {
+	switch timeout := cmp.Or(c.server.user.IdleTimeout, c.server.user.ReadTimeout); {
 	case c.is(first):
 		began = c.since
 	case timeout > 0 && !c.deadline.IsZero():
@@ -579,5 +582,5 @@ func (c *conn) setReadDeadline(t time.Time) (err error) {
 		c.state.Or(woken) // it may be earlier than what the drain has set
 		return c.raw.SetReadDeadline(longAgo)
 	}
-	return c.raw.SetReadDeadline(earlier(t, c.limit))
+	return c.raw.SetReadDeadline(accept.Earlier(t, c.limit))
 }

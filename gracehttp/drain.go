@@ -85,7 +85,7 @@ func (d *drain) newPace(http2Only bool) {
 		left := max(0, d.idleEnd.Sub(now))
 		p.told.each = min(each, left*2/3/count)
 		p.idle = p.told.each
-		p.idleFrom = earlier(p.idleFrom, d.idleEnd.Add(-p.idle*count))
+		p.idleFrom = accept.Earlier(p.idleFrom, d.idleEnd.Add(-p.idle*count))
 	}
 	d.pace.Store(p)
 }
@@ -113,7 +113,7 @@ func (d *drain) expiry(c *conn) time.Time {
 	if own.After(until) {
 		until = own
 	}
-	return earlier(until, d.idleEnd)
+	return accept.Earlier(until, d.idleEnd)
 }
 
 // tells reports whether an answer is to say that the connection takes no more
@@ -243,7 +243,7 @@ func (s *server) newDrain(ctx context.Context, how handoff.Drain) *drain {
 		d.deadline, d.idleEnd, d.middle = deadline, deadline.Add(-left/4), now.Add(left/2)
 	}
 	if d.stop {
-		d.middle = earlier(d.middle, now.Add(d.grace))
+		d.middle = accept.Earlier(d.middle, now.Add(d.grace))
 	}
 	if d.stop && !s.hasShutdownHook && len(s.app.onDrain) == 0 {
 		d.closesHijacked = true

@@ -1477,6 +1477,7 @@ func TestProgramThatClosesTLSConnectionsIsLogged(t *testing.T) {
 	if err := within(t, drained, "the drain's end"); err != nil {
 		t.Errorf("Drain: %v", err)
 	}
+	handoff.FlushLog(patience)
 	if n := strings.Count(lines.String(), "the program closes idle connections"); n != 1 {
 		t.Errorf("said %d times that the program has closed connections:\n%s", n, lines)
 	}

@@ -227,16 +227,3 @@ func handshakeTimeout(srv *http.Server) (timeout time.Duration) {
 	}
 	return timeout
 }
-
-// expire lets an idle connection of a wrapper's own type end when its time in a drain is
-// over. Its reader is not woken before: the wrapper may be reading what comes before the
-// first request, and not bear to be interrupted. The caller holds c.mu.
-func (c *conn) expire(was uint32) {
-	if d := c.server.draining.Load(); d == nil || d.lameDuck {
-		if c.state.CompareAndSwap(was, was&^timed) { // else a request begins just now
-			c.setTimer(time.Time{})
-		}
-	} else if c.state.CompareAndSwap(was, was|timed) {
-		c.setTimer(d.expiry(c))
-	}
-}

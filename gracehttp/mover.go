@@ -83,7 +83,7 @@ func (m *mover) run(ctx context.Context, list func() []*accept.Entry) error {
 	var batch []offer
 	open := list()
 	asked := 0 // about how many of those are still to come
-	for {
+	for ctx.Err() == nil {
 		for asked < ahead && len(open) > 0 {
 			if open[0].Conn.(*conn).wake() {
 				asked++
@@ -114,9 +114,9 @@ func (m *mover) run(ctx context.Context, list func() []*accept.Entry) error {
 		case <-late:
 			asked = 0
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 // withOthers returns a batch of this one and those that wait too.

@@ -223,17 +223,10 @@ func (s *server) serveBacklog() {
 // closes in a drain, by SetKeepAlivesEnabled(false) or Shutdown, can stay: a request may
 // be on its way. TLS has told the client already.
 func (s *server) closedByProgram() (stays bool) {
-	if s.tls {
-		s.mu.Lock()
-		closed := s.closed
-		s.mu.Unlock()
-		if !closed && !s.kept.Swap(true) {
-			s.app.logf("%s: the program closes idle connections during the drain; requests that are on their way are lost", s.Addr())
-		}
-		return false
+	if !s.kept.Swap(true) && s.tls {
+		s.app.logf("%s: the program closes idle connections during the drain; requests that are on their way are lost", s.Addr())
 	}
-	s.kept.Store(true)
-	return true
+	return !s.tls
 }
 
 // Close ends the server. After Drain there is nothing left to wait for.
@@ -241,6 +234,7 @@ func (s *server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.kept.Store(true) // what is closed from now on, we close
 	s.finish(nil)
 	return s.listener.Close()
 }
@@ -329,9 +323,9 @@ func (s *server) refuse() { handoff.Self().Receive(s.socket, nil) }
 // must not start before, while the one for waiting goes on where it was.
 func (s *server) park(c *conn, f *os.File) {
 	defer c.Close()
-	timeout := idleTimeout(s.user)
-	if !c.used {
-		timeout = cmp.Or(s.user.ReadHeaderTimeout, s.user.ReadTimeout)
+	timeout := cmp.Or(s.user.ReadHeaderTimeout, s.user.ReadTimeout)
+	if c.used {
+		timeout = cmp.Or(s.user.IdleTimeout, s.user.ReadTimeout)
 	}
 	var limit time.Time
 	if timeout > 0 {
@@ -343,10 +337,6 @@ func (s *server) park(c *conn, f *os.File) {
 	}
 	nc, err := s.netConn(f)
 	if err != nil {
-		return
-	}
-	if nc.RemoteAddr() == nil {
-		nc.Close() // the client has reset it: nobody can be answered
 		return
 	}
 	wrapped, core := s.wrap(nc)
@@ -362,23 +352,18 @@ func (s *server) park(c *conn, f *os.File) {
 	s.inject(wrapped)
 }
 
-// idleTimeout returns how long net/http waits for the next request, if that is not 0.
-func idleTimeout(srv *http.Server) time.Duration {
-	return cmp.Or(srv.IdleTimeout, srv.ReadTimeout)
-}
-
 // netConn makes a connection of a file, which it closes. That takes one more
 // descriptor for a moment.
 func (s *server) netConn(f *os.File) (net.Conn, error) {
 	defer f.Close()
-	c, err := net.FileConn(f)
+	c, err := accept.FileConn(f)
 	if !isTemporary(err) {
 		return c, err
 	}
 	s.app.logf("%s: connection from a predecessor: %v; trying again until it works", s.Addr(), err)
 	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
 		time.Sleep(wait)
-		c, err = net.FileConn(f)
+		c, err = accept.FileConn(f)
 	}
 	return c, err
 }

@@ -182,7 +182,7 @@ func (l *Listener) Count() Count {
 	defer l.mu.Unlock()
 	c := Count{Open: len(l.entries), HTTP2: l.open[HTTP2], Hijacked: l.open[Hijacked]}
 	for e := range l.entries {
-		c.Oldest = earlier(c.Oldest, e.since)
+		c.Oldest = Earlier(c.Oldest, e.since)
 	}
 	return c
 }
@@ -339,4 +339,15 @@ func (l *Listener) await(ctx context.Context, done func() bool) error {
 		l.changed.Wait()
 	}
 	return nil
+}
+
+// FileConn is net.FileConn of what was accepted, or an error if its client has reset it:
+// nobody can be answered.
+func FileConn(f *os.File) (net.Conn, error) {
+	c, err := net.FileConn(f)
+	if err == nil && c.RemoteAddr() == nil {
+		c.Close()
+		return nil, net.ErrClosed
+	}
+	return c, err
 }

@@ -19,7 +19,7 @@ type Count struct {
 
 // Add adds what another listener has.
 func (c *Count) Add(d Count) {
-	c.Oldest = earlier(c.Oldest, d.Oldest)
+	c.Oldest = Earlier(c.Oldest, d.Oldest)
 	c.Open += d.Open
 	c.HTTP2 += d.HTTP2
 	c.Hijacked += d.Hijacked
@@ -29,8 +29,8 @@ func (c *Count) Add(d Count) {
 	c.Cut += d.Cut
 }
 
-// earlier returns the earlier of two times, of which zero is none.
-func earlier(a, b time.Time) time.Time {
+// Earlier returns the earlier of two times, of which zero is none.
+func Earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
 	}
