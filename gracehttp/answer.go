@@ -80,6 +80,9 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.http1Writer }
 // ServeHTTP calls the user's handler.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	handler := s.handler
+	if handler == nil {
+		handler = http.DefaultServeMux
+	}
 	if !s.plain && r.TLS == nil {
 		if c := connOf(r); c != nil {
 			r.TLS = c.tlsState()

@@ -1,7 +1,7 @@
 package gracehttp
 
 import (
-	"context"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -57,18 +57,15 @@ type conn struct {
 	missing int8          // for whoever reads: how many bytes until limit ends; -1: a whole header
 
 	entry accept.Entry
-	ctx   connContext
 
 	deadline time.Time // for reads, as net/http wants it; unless first, only while idle
 	limit    time.Time // for the first request on a connection that was moved here, beside deadline
-	began    time.Time // if it was moved here: when it began to wait for that request
-	since    time.Time // when it became idle during a drain
+	since    time.Time // when it began to wait for its first request, here or where it was moved from; or became idle during a drain
 	pace     *pace     // the last that has given it its place
 	place    uint32
+	kind     accept.Kind
 	used     bool // it was moved here after a request
 	wrapped  bool // it is of a wrapper's own type
-	http1    bool // neither HTTP/2 nor hijacked
-	http2    bool
 	closing  bool // an answer says that it is the last
 	gone     bool // moved or ended: Read returns io.EOF
 	shared   bool // offered and not taken: a copy may be on its way for long
@@ -95,7 +92,7 @@ func (c *conn) is(bits uint32) bool { return c.state.Load()&bits != 0 }
 
 type tcpConn struct {
 	tcpMethods
-	conn // a whole number of cache lines: several are allocated together
+	conn // a whole number of cache lines
 }
 
 type unixConn struct {
@@ -121,8 +118,7 @@ type rawConn interface {
 func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		w := s.newTCPConn()
-		w.TCPConn = c
+		w := &tcpConn{tcpMethods: tcpMethods{c}}
 		w.conn.init(s, c)
 		return w, &w.conn
 	case *net.UnixConn:
@@ -131,27 +127,14 @@ func (s *server) wrap(c net.Conn) (net.Conn, *conn) {
 		return w, &w.conn
 	default:
 		w := &wrappedConn{wrappedMethods: wrappedMethods{c}}
-		w.conn.init(s, wrappedRaw{c})
+		w.conn.init(s, wrappedRaw{w.wrappedMethods})
 		w.conn.wrapped = true
 		return w, &w.conn
 	}
 }
 
-// newTCPConn returns one of several that were allocated together: net/http needs
-// few allocations for a connection, and this one would show.
-func (s *server) newTCPConn() *tcpConn {
-	s.mu.Lock()
-	if len(s.spare) == 0 {
-		s.spare = make([]tcpConn, 4)
-	}
-	w := &s.spare[0]
-	s.spare = s.spare[1:]
-	s.mu.Unlock()
-	return w
-}
-
 func (c *conn) init(s *server, raw rawConn) {
-	c.server, c.raw, c.http1 = s, raw, true
+	c.server, c.raw, c.since = s, raw, time.Now()
 	c.state.Store(idle | first)
 	c.entry.Conn = c
 }
@@ -164,32 +147,16 @@ func coreOf(nc net.Conn) *conn {
 		}
 		nc = t.NetConn()
 	}
-	if t, ok := nc.(*tcpConn); ok {
-		return &t.conn
-	}
-	if u, ok := nc.(*unixConn); ok {
-		return &u.conn
-	}
-	if w, ok := nc.(*wrappedConn); ok {
-		return &w.conn
+	if ours, ok := nc.(interface{ core() *conn }); ok {
+		return ours.core()
 	}
 	return nil
 }
 
-// A connContext is the context of a connection's requests: by it they find the conn.
-type connContext struct {
-	context.Context
-	conn *conn
-}
+func (c *conn) core() *conn { return c }
 
+// A connKey is the key by which the contexts of requests have the conn.
 type connKey struct{}
-
-func (c *connContext) Value(key any) any {
-	if key == (connKey{}) {
-		return c.conn
-	}
-	return c.Context.Value(key)
-}
 
 // connOf returns the connection on which a request has come, or nil.
 func connOf(r *http.Request) *conn {
@@ -202,19 +169,19 @@ func connOf(r *http.Request) *conn {
 // zero. The caller is the one that reads, and holds c.mu, which is released meanwhile.
 func (c *conn) decide() (until time.Time, end bool) {
 	d := c.server.draining.Load()
-	if d == nil || d.lameDuck || !c.http1 || !c.is(idle) && !c.handshaking() {
+	if d == nil || d.lameDuck || !c.mayEnd() {
 		return until, false
 	}
 	if d.moves() && !c.wrapped {
 		c.mu.Unlock()
-		b := d.mover.offer(c)
+		offered, taken := d.mover.offer(c)
 		c.mu.Lock()
-		if b != nil {
-			c.shared = !b.taken
-			if b.taken {
-				c.server.counts.moved.Add(1)
-				return until, true
-			}
+		if offered {
+			c.shared = !taken
+		}
+		if taken {
+			c.server.note(accept.Count{Moved: 1})
+			return until, true
 		}
 		if d.moves() {
 			return until, false // it is asked again, or the drain was called off
@@ -223,10 +190,10 @@ func (c *conn) decide() (until time.Time, end bool) {
 	if until = d.expiry(c); time.Now().Before(until) {
 		return until, false
 	}
-	if raw, err := c.raw.SyscallConn(); err == nil && hasInput(raw) {
+	if c.hasInput() {
 		return time.Time{}, false // the next request is here
 	}
-	c.server.counts.idle.Add(1)
+	c.server.note(accept.Count{Idle: 1})
 	return until, true
 }
 
@@ -314,7 +281,7 @@ func (c *conn) begin() {
 // setTimer sets the deadline for reads: net/http's, or until if that comes before it.
 // The caller holds c.mu.
 func (c *conn) setTimer(until time.Time) {
-	deadline := earlier(c.deadline, c.limit)
+	deadline := accept.Earlier(c.deadline, c.limit)
 	if !until.IsZero() && (deadline.IsZero() || until.Before(deadline)) {
 		deadline = until
 		c.state.Or(timed)
@@ -322,14 +289,6 @@ func (c *conn) setTimer(until time.Time) {
 	if !c.is(woken) {
 		c.raw.SetReadDeadline(deadline)
 	}
-}
-
-// earlier returns the earlier of two times, of which zero is none.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // look lets an idle connection decide, and reports whether it has ended. The caller is
@@ -370,7 +329,7 @@ func (c *conn) lookForPreface(b []byte) {
 	if int(c.preface) == len(http2Preface) {
 		c.preface = -1
 		c.mu.Lock()
-		c.toHTTP2()
+		c.become(accept.HTTP2)
 		c.mu.Unlock()
 	}
 }
@@ -396,15 +355,15 @@ func (c *conn) awaitInput() bool {
 		if c.is(woken|timed) && c.look(nil) {
 			return false
 		}
-		readable, err := waitReadable(raw)
-		if c.interrupted(err) {
-			continue
-		}
-		if readable && skipped < 4 && skipLineBreak(raw) {
+		next, err := waitReadable(raw)
+		switch {
+		case c.interrupted(err):
+		case skipped < 4 && (string(next) == "\r" || string(next) == "\n"):
+			skip(raw)
 			skipped++
-			continue
+		default:
+			return len(next) > 0
 		}
-		return readable
 	}
 }
 
@@ -414,24 +373,39 @@ func (c *conn) wake() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.state.Load()
-	if !c.http1 || was&woken != 0 || was&idle == 0 && !c.handshaking() {
+	if was&woken != 0 || !c.mayEnd() {
 		return false
+	}
+	bit := uint32(woken)
+	if c.wrapped {
+		bit = timed
+	}
+	if !c.state.CompareAndSwap(was, was|bit) {
+		return false // a request begins just now
 	}
 	if c.wrapped {
-		c.expire(was)
+		// It decides when its time is over, not before: the wrapper may be reading what
+		// comes before the first request, and not bear to be interrupted.
+		var until time.Time
+		if d := c.server.draining.Load(); d != nil && !d.lameDuck {
+			until = d.expiry(c)
+		}
+		c.setTimer(until)
 		return false
-	}
-	if !c.state.CompareAndSwap(was, was|woken) {
-		return false // a request begins just now
 	}
 	c.raw.SetReadDeadline(longAgo)
 	return true
 }
 
+// mayEnd reports whether no request is under way on HTTP/1. The caller holds c.mu.
+func (c *conn) mayEnd() bool {
+	return c.kind == accept.HTTP1 && (c.is(idle) || c.handshaking())
+}
+
 // handshaking reports whether a TLS handshake has begun, and no request yet. The
 // caller holds c.mu.
 func (c *conn) handshaking() bool {
-	return c.server.tls && c.is(first) && !c.is(idle) && c.http1
+	return c.server.tls && c.is(first) && !c.is(idle) && c.kind == accept.HTTP1
 }
 
 // waits returns for how long the connection has been waiting for its next request, by
@@ -441,11 +415,9 @@ func (c *conn) waits() handoff.Waiting {
 	defer c.mu.Unlock()
 	began := time.Now()
 	w := handoff.Waiting{First: c.is(first) && !c.used}
-	switch timeout := idleTimeout(c.server.user); {
-	case !c.began.IsZero() && c.is(first):
-		began = c.began
-	case w.First:
-		began = c.entry.Since()
+	switch timeout := cmp.Or(c.server.user.IdleTimeout, c.server.user.ReadTimeout); {
+	case c.is(first):
+		began = c.since
 	case timeout > 0 && !c.deadline.IsZero():
 		began = c.deadline.Add(-timeout)
 	}
@@ -455,58 +427,53 @@ func (c *conn) waits() handoff.Waiting {
 
 // follow is the ConnState hook: it tells where in its life a connection is.
 func follow(nc net.Conn, state http.ConnState) {
-	if t, ok := nc.(*tcpConn); ok && t.conn.state.Load() == 0 {
-		if state == http.StateActive {
-			return // a Read has seen that
-		}
-		if state == http.StateIdle {
-			t.conn.state.Store(idle)
-			if t.conn.server.draining.Load() == nil {
-				return
-			}
-		}
-	}
 	if state == http.StateClosed {
 		if t, ok := nc.(*tls.Conn); ok {
 			closePassed(t)
 		}
 		return
 	}
-	if state == http.StateNew {
+	c := coreOf(nc)
+	if c == nil || state == http.StateNew {
 		return
 	}
-	if c := coreOf(nc); c != nil {
-		c.mu.Lock()
-		c.setState(nc, state)
-		c.mu.Unlock()
+	if c.state.Load() == 0 {
+		if state == http.StateActive {
+			return // a Read has seen that
+		}
+		if state == http.StateIdle {
+			c.state.Store(idle)
+			if c.server.draining.Load() == nil {
+				return
+			}
+		}
 	}
+	c.mu.Lock()
+	c.setState(nc, state)
+	c.mu.Unlock()
 }
 
 // setState is what follow does where it is not done at once. The caller holds c.mu.
 func (c *conn) setState(nc net.Conn, state http.ConnState) {
-	d := c.server.draining.Load()
 	switch state {
 	case http.StateActive:
-		if t, ok := nc.(*tls.Conn); ok && c.is(first) && c.http1 && t.ConnectionState().NegotiatedProtocol == "h2" {
-			c.toHTTP2()
+		if t, ok := nc.(*tls.Conn); ok && c.is(first) && t.ConnectionState().NegotiatedProtocol == "h2" {
+			c.become(accept.HTTP2)
 		}
-		if !c.http2 { // else each state is to come here
+		if c.kind != accept.HTTP2 { // else each state is to come here
 			c.state.And(^uint32(first))
 		}
 		c.begin()
 		c.endLimit()
 	case http.StateIdle:
 		c.state.Or(idle)
-		if d != nil && c.http1 {
+		if c.server.draining.Load() != nil && c.kind == accept.HTTP1 {
 			c.since = time.Now()
 			c.state.Or(woken) // the next Read decides
 		}
 	case http.StateHijacked:
 		c.state.And(^uint32(idle | armed | waiting))
-		c.leaveHTTP1()
-		if d != nil && d.closesHijacked {
-			go c.expireHijacked(d)
-		}
+		c.become(accept.Hijacked)
 	}
 }
 
@@ -518,30 +485,20 @@ func (c *conn) endLimit() {
 	}
 }
 
-// toHTTP2 counts the connection among those that speak HTTP/2. The caller holds c.mu.
-func (c *conn) toHTTP2() {
-	if c.http1 { // else it was closed meanwhile
-		c.http2 = true
-		c.server.http2.Add(1) // before it leaves: a drain waits for one kind, then for the other
-		c.leaveHTTP1()
-	}
-}
-
-// leaveHTTP1 counts the connection out of those that speak HTTP/1. The caller holds
-// c.mu.
-func (c *conn) leaveHTTP1() {
-	if c.http1 {
-		c.http1 = false
-		c.server.count(&c.server.http1, -1)
+// become notes what the connection speaks from now on, if it was HTTP/1. The caller
+// holds c.mu.
+func (c *conn) become(k accept.Kind) {
+	if c.kind == accept.HTTP1 {
+		c.kind = k
+		c.server.listener.SetKind(&c.entry, k)
+		c.expireHijacked()
 	}
 }
 
 // expireHijacked ends a hijacked connection, whose owner is not told of the stop, after
-// its grace.
-func (c *conn) expireHijacked(d *drain) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.http1 && !c.http2 {
+// its grace. The caller holds c.mu.
+func (c *conn) expireHijacked() {
+	if d := c.server.draining.Load(); c.kind == accept.Hijacked && d != nil && d.closesHijacked {
 		time.AfterFunc(d.hijackGrace, func() { c.raw.Close() }) // its owner sees that, and closes it
 	}
 }
@@ -551,7 +508,7 @@ func (c *conn) Close() error {
 	d := c.server.draining.Load()
 	c.mu.Lock()
 	shared := c.shared
-	open := d != nil && c.http1 && !c.gone
+	open := d != nil && c.kind == accept.HTTP1 && !c.gone
 	c.mu.Unlock()
 	if open && c.is(waiting) && c.server.closedByProgram() {
 		return nil // the drain will end it
@@ -563,14 +520,10 @@ func (c *conn) Close() error {
 		c.linger()
 	}
 	err := c.raw.Close()
-	if c.server.listener.Remove(&c.entry) {
-		c.mu.Lock()
-		c.leaveHTTP1()
-		if c.http2 {
-			c.server.count(&c.server.http2, -1)
-		}
-		c.mu.Unlock()
-	}
+	c.server.listener.Remove(&c.entry)
+	c.mu.Lock()
+	c.kind = accept.Hijacked // nothing is to be decided any more
+	c.mu.Unlock()
 	return err
 }
 
@@ -629,5 +582,5 @@ func (c *conn) setReadDeadline(t time.Time) (err error) {
 		c.state.Or(woken) // it may be earlier than what the drain has set
 		return c.raw.SetReadDeadline(longAgo)
 	}
-	return c.raw.SetReadDeadline(earlier(t, c.limit))
+	return c.raw.SetReadDeadline(accept.Earlier(t, c.limit))
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace"
+	"github.com/facebookgo/grace/gracenet"
 	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
 )
@@ -211,7 +212,7 @@ func status() Status {
 	}
 	s.Connections = Connections{
 		Open:     count.Open,
-		HTTP1:    max(0, count.Open-count.HTTP2-count.Hijacked),
+		HTTP1:    count.Open - count.HTTP2 - count.Hijacked,
 		HTTP2:    count.HTTP2,
 		Hijacked: count.Hijacked,
 		Oldest:   count.Oldest,
@@ -236,15 +237,14 @@ func lastRestart(r handoff.Restarted) *Restarted {
 	return last
 }
 
-// openUnix opens or inherits a unix socket, whose mode is the one that was asked for.
-func (a *app) openUnix(network, path string) (l net.Listener, err error) {
+// openUnix opens or inherits a unix socket that has this mode.
+func openUnix(network, path string, mode fs.FileMode) (l net.Listener, err error) {
 	if path[0] == '@' {
 		return nil, &net.OpError{Op: "listen", Net: network, Err: errors.New(path + ": an abstract socket has no mode")}
 	}
-	err = withMode(*a.unixMode, func(config net.ListenConfig) error {
-		a.net.ListenConfig = config
-		l, err = a.net.Listen(network, path)
-		a.net.ListenConfig = net.ListenConfig{}
+	err = withMode(mode, func(config net.ListenConfig) error {
+		sockets := gracenet.Net{ListenConfig: config}
+		l, err = sockets.Listen(network, path)
 		return err
 	})
 	return l, err

@@ -61,39 +61,31 @@ func (t turns) at(place uint32) time.Time { return t.from.Add(time.Duration(plac
 // newPace lets all that is open, or only HTTP/2, which does not move, leave.
 func (d *drain) newPace(http2Only bool) {
 	s, now := d.server, time.Now()
-	count := s.http2.Load()
+	open := s.listener.Count()
+	leaving := open.HTTP2
 	if !http2Only {
-		count += s.http1.Load()
+		leaving = open.Open - open.Hijacked
 	}
-	p := &pace{told: turns{from: now}, idleFrom: now.Add(d.grace), last: uint32(max(0, count-1))}
-	// within returns how far apart all are if they are to leave within a time, or -1.
-	within := func(time.Duration) time.Duration { return 0 }
+	count := time.Duration(max(1, leaving))
+	p := &pace{told: turns{from: now}, idleFrom: now.Add(d.grace), last: uint32(count - 1)}
+	var each time.Duration
 	if rate := s.app.drainRate; rate > 0 && !d.quick && s.Addr().Network() == "tcp" {
-		within = func(limit time.Duration) time.Duration {
-			each := time.Second / time.Duration(rate)
-			if limit >= 0 && count > 0 {
-				each = min(each, limit/time.Duration(count))
-			}
-			return each
-		}
+		each = time.Second / time.Duration(rate)
 	}
 	switch {
 	case d.lameDuck:
-		p.told.each = within(d.deadline.Sub(now) / 2)
+		p.told.each = min(each, d.deadline.Sub(now)/2/count)
 	case d.stop:
-		p.idle = within(d.grace)
+		p.idle = min(each, d.grace/count)
 	case d.idleEnd.IsZero():
-		p.told.each = within(-1)
-		p.idle = p.told.each
+		p.told.each, p.idle = each, each
 	default:
 		// The last that is told needs time as well, and so do idle connections: those
 		// that would stay for longer than that have less.
 		left := max(0, d.idleEnd.Sub(now))
-		p.told.each = within(left * 2 / 3)
+		p.told.each = min(each, left*2/3/count)
 		p.idle = p.told.each
-		if latest := d.idleEnd.Add(-p.idle * time.Duration(count)); p.idleFrom.After(latest) {
-			p.idleFrom = latest
-		}
+		p.idleFrom = accept.Earlier(p.idleFrom, d.idleEnd.Add(-p.idle*count))
 	}
 	d.pace.Store(p)
 }
@@ -111,13 +103,9 @@ func (p *pace) placeOf(c *conn) uint32 {
 func (d *drain) expiry(c *conn) time.Time {
 	p := d.pace.Load()
 	until := turns{p.idleFrom, p.idle}.at(p.placeOf(c))
-	since := c.since
-	if since.IsZero() {
-		since = c.entry.Since()
-	}
 	own := d.begin
-	if since.After(own) { // its client was not told
-		own = since.Add(d.grace)
+	if c.since.After(own) { // its client was not told
+		own = c.since.Add(d.grace)
 	}
 	if c.handshaking() && !d.quick { // its request is about to come
 		own = own.Add(d.server.app.idleGrace)
@@ -125,7 +113,7 @@ func (d *drain) expiry(c *conn) time.Time {
 	if own.After(until) {
 		until = own
 	}
-	return earlier(until, d.idleEnd)
+	return accept.Earlier(until, d.idleEnd)
 }
 
 // tells reports whether an answer is to say that the connection takes no more
@@ -151,7 +139,7 @@ func (d *drain) tells(r *http.Request) bool {
 	}
 	if !c.closing {
 		c.closing = true
-		c.server.counts.told.Add(1)
+		c.server.note(accept.Count{Told: 1})
 	}
 	return true
 }
@@ -166,7 +154,16 @@ func (s *server) LameDuck(length time.Duration) {
 	now := time.Now()
 	d := &drain{server: s, lameDuck: true, begin: now, deadline: now.Add(length)}
 	d.newPace(false)
-	s.counts.reset()
+	s.begin(d)
+}
+
+// begin lets a drain be the one that decides.
+func (s *server) begin(d *drain) {
+	if s.draining.Load() == nil {
+		s.mu.Lock()
+		s.ended = accept.Count{}
+		s.mu.Unlock()
+	}
 	s.draining.Store(d)
 }
 
@@ -202,16 +199,11 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 	} else {
 		s.refuse()
 	}
-	if was := s.draining.Swap(d); was == nil {
-		s.counts.reset()
+	s.begin(d)
+	if last && !activated && s.plain {
+		s.serveBacklog()
 	}
-	switch {
-	case last && !activated:
-		if s.plain {
-			s.serveBacklog()
-		}
-		s.closeSocket()
-	case d.stop:
+	if last && !activated || d.stop {
 		s.closeSocket()
 	}
 	if !d.idleEnd.IsZero() {
@@ -220,9 +212,10 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 
 	err := d.wait(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		s.counts.cut.Add(int64(s.listener.Count().Open))
-		if d.stop && s.http1.Load() == 0 && s.http2.Load() == 0 {
-			err = nil // hijacked ones are closed when the process ends
+		left := s.listener.Count()
+		s.note(accept.Count{Cut: left.Open})
+		if d.stop && left.Open == left.Hijacked {
+			err = nil // these are closed when the process ends
 		}
 	}
 	return err
@@ -250,7 +243,7 @@ func (s *server) newDrain(ctx context.Context, how handoff.Drain) *drain {
 		d.deadline, d.idleEnd, d.middle = deadline, deadline.Add(-left/4), now.Add(left/2)
 	}
 	if d.stop {
-		d.middle = earlier(d.middle, now.Add(d.grace))
+		d.middle = accept.Earlier(d.middle, now.Add(d.grace))
 	}
 	if d.stop && !s.hasShutdownHook && len(s.app.onDrain) == 0 {
 		d.closesHijacked = true
@@ -269,10 +262,11 @@ func (d *drain) wait(ctx context.Context) error {
 	} else {
 		d.wakeAll()
 	}
-	if d.closesHijacked {
-		for _, e := range d.server.listener.Entries() {
-			e.Conn.(*conn).expireHijacked(d)
-		}
+	for _, e := range d.server.listener.Entries() {
+		c := e.Conn.(*conn)
+		c.mu.Lock()
+		c.expireHijacked()
+		c.mu.Unlock()
 	}
 	if err := d.waitHTTP1(ctx); err != nil {
 		return err
@@ -289,41 +283,29 @@ func (d *drain) wait(ctx context.Context) error {
 // waitHTTP1 waits until no HTTP/1 connection is open, nor can still arrive from
 // our predecessor.
 func (d *drain) waitHTTP1(ctx context.Context) error {
-	var gone <-chan struct{}
 	if d.mover != nil {
-		gone = handoff.Self().Predecessor.Drained()
-	}
-	for gone != nil || d.server.http1.Load() > 0 {
 		select {
-		case <-gone:
-			gone = nil
-		case <-d.server.changed:
+		case <-handoff.Self().Predecessor.Drained():
 		case <-ctx.Done():
-			if d.server.http1.Load() == 0 && ctx.Err() == context.DeadlineExceeded {
-				return nil // it is only the predecessor that takes longer
+			if ctx.Err() != context.DeadlineExceeded {
+				return ctx.Err()
 			}
-			return ctx.Err()
+			// It may be only the predecessor that takes longer.
 		}
 	}
-	return nil
+	return d.server.listener.WaitFor(ctx, accept.HTTP1)
 }
 
 // waitHTTP2 lets requests on HTTP/2 connections go on until all clients were told:
 // what follows tells those at once that have not asked for anything since.
 func (d *drain) waitHTTP2(ctx context.Context) error {
 	p := d.pace.Load()
-	all := time.NewTimer(time.Until(p.told.at(p.last + 1)))
-	defer all.Stop()
-	for p.told.each > 0 && d.server.http2.Load() > 0 {
-		select {
-		case <-d.server.changed:
-		case <-all.C:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	all, cancel := context.WithDeadline(ctx, p.told.at(p.last+1))
+	defer cancel()
+	if d.server.listener.WaitFor(all, accept.HTTP2) == nil {
+		return nil
 	}
-	return nil
+	return ctx.Err()
 }
 
 // wakeAll makes every idle connection decide whether to end.
@@ -342,7 +324,7 @@ func (d *drain) endIdle() {
 
 // move hands connections to the successor. If it takes no more, they are finished here.
 func (d *drain) move(ctx context.Context) {
-	err := d.mover.run(ctx, d.server.listener.Entries())
+	err := d.mover.run(ctx, d.server.listener.Entries)
 	if errors.Is(err, handoff.ErrGone) {
 		// If it has crashed, that is about to be seen, and the drain to be called off.
 		select {
@@ -369,21 +351,18 @@ func (d *drain) answerTime() time.Duration {
 	return min(enough, time.Until(d.deadline)/4)
 }
 
-// counts are what became of connections since the drain began.
-type counts struct{ moved, told, idle, cut atomic.Int64 }
-
-func (c *counts) reset() {
-	for _, n := range []*atomic.Int64{&c.moved, &c.told, &c.idle, &c.cut} {
-		n.Store(0)
-	}
+// note adds to what became of connections since the drain began.
+func (s *server) note(c accept.Count) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended.Add(c)
 }
 
 // Count returns what is open, and what became of the rest in this drain.
 func (s *server) Count() accept.Count {
 	c := s.listener.Count()
-	c.HTTP2 = int(s.http2.Load())
-	c.Hijacked = max(0, c.Open-c.HTTP2-int(s.http1.Load()))
-	c.Moved, c.Told = int(s.counts.moved.Load()), int(s.counts.told.Load())
-	c.Idle, c.Cut = int(s.counts.idle.Load()), int(s.counts.cut.Load())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.Add(s.ended)
 	return c
 }

@@ -775,7 +775,7 @@ func TestDrainRateBoundsWhoLeaves(t *testing.T) {
 		name        string
 		how         string
 		idle, limit time.Duration
-		count       int64
+		count       int
 		told, apart time.Duration // between two that are told, or ended
 		idleFrom    time.Duration
 	}{
@@ -795,8 +795,12 @@ func TestDrainRateBoundsWhoLeaves(t *testing.T) {
 				t.Parallel()
 				g := serveKind(t, kind, &http.Server{}, test.idle)
 				g.app.drainRate = rate
-				g.http2.Add(test.count)
-				defer g.http2.Add(-test.count)
+				for range test.count {
+					e := &accept.Entry{Conn: new(conn)}
+					g.listener.Add(e)
+					g.listener.SetKind(e, accept.HTTP2)
+					defer g.listener.Remove(e)
+				}
 				now := time.Now()
 				d := &drain{server: g.server, grace: test.idle, begin: now,
 					stop: test.how == "stop" || test.how == "SIGINT", quick: test.how == "SIGINT", lameDuck: test.how == "lame duck"}
@@ -1473,6 +1477,7 @@ func TestProgramThatClosesTLSConnectionsIsLogged(t *testing.T) {
 	if err := within(t, drained, "the drain's end"); err != nil {
 		t.Errorf("Drain: %v", err)
 	}
+	handoff.FlushLog(patience)
 	if n := strings.Count(lines.String(), "the program closes idle connections"); n != 1 {
 		t.Errorf("said %d times that the program has closed connections:\n%s", n, lines)
 	}

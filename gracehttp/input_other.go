@@ -8,12 +8,12 @@ import (
 )
 
 // waitReadable is for moved connections, and none move here.
-func waitReadable(raw syscall.RawConn) (readable bool, err error) {
-	return false, errors.ErrUnsupported
+func waitReadable(raw syscall.RawConn) (next []byte, err error) {
+	return nil, errors.ErrUnsupported
 }
 
-// skipLineBreak is for moved connections, too.
-func skipLineBreak(raw syscall.RawConn) bool { return false }
+// skip is for moved connections, too.
+func skip(raw syscall.RawConn) {}
 
 // hasInput is not known here: an idle connection is taken for idle.
 func hasInput(raw syscall.RawConn) bool { return false }

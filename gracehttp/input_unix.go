@@ -5,18 +5,16 @@ package gracehttp
 import "syscall"
 
 // waitReadable waits, under the read deadline, until something can be read, and
-// reports whether there is: false is the end of the stream. It consumes nothing.
-func waitReadable(raw syscall.RawConn) (readable bool, err error) {
+// returns the next byte, or nothing at the end of the stream. It consumes nothing.
+func waitReadable(raw syscall.RawConn) (next []byte, err error) {
 	readErr := raw.Read(func(fd uintptr) bool {
-		var next []byte
 		next, err = receive(fd, syscall.MSG_PEEK)
-		readable = len(next) > 0
 		return err != syscall.EAGAIN
 	})
 	if readErr != nil {
-		return false, readErr
+		return nil, readErr
 	}
-	return readable, err
+	return next, err
 }
 
 // hasInput reports whether something can be read now.
@@ -28,16 +26,9 @@ func hasInput(raw syscall.RawConn) (has bool) {
 	return has
 }
 
-// skipLineBreak consumes the next byte if it is one of a line break.
-func skipLineBreak(raw syscall.RawConn) (skipped bool) {
-	raw.Control(func(fd uintptr) {
-		next, _ := receive(fd, syscall.MSG_PEEK)
-		skipped = string(next) == "\r" || string(next) == "\n"
-		if skipped {
-			receive(fd, 0)
-		}
-	})
-	return skipped
+// skip consumes the next byte.
+func skip(raw syscall.RawConn) {
+	raw.Control(func(fd uintptr) { receive(fd, 0) })
 }
 
 // receive returns the next byte, or nothing at the end of the stream.

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/handoff"
 )
 
@@ -117,9 +118,6 @@ func (u unknownSocket) SetDeadline(t time.Time) error {
 	return errors.ErrUnsupported
 }
 
-// canPause reports whether the Accept of a wrapper around s can be called back.
-func canPause(s socket) bool { return !errors.Is(s.SetDeadline(time.Time{}), errors.ErrUnsupported) }
-
 // A wrappedConn is a connection of a wrapper's own type.
 type wrappedConn struct {
 	wrappedMethods
@@ -129,21 +127,21 @@ type wrappedConn struct {
 type wrappedMethods struct{ net.Conn }
 
 // NetConn returns what the program's listener has accepted.
-func (c *wrappedConn) NetConn() net.Conn { return c.Conn }
+func (w wrappedMethods) NetConn() net.Conn { return w.Conn }
 
 // ReadFrom lets net/http find the ReadFrom of what is wrapped.
-func (c *wrappedConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
+func (w wrappedMethods) ReadFrom(r io.Reader) (int64, error) { return io.Copy(w.Conn, r) }
 
 // CloseWrite is that of what is wrapped, if it has one.
-func (c *wrappedConn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
+func (w wrappedMethods) CloseWrite() error {
+	if c, ok := w.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
 	}
 	return errors.ErrUnsupported
 }
 
 // A wrappedRaw is a rawConn that may not know its descriptor.
-type wrappedRaw struct{ net.Conn }
+type wrappedRaw struct{ wrappedMethods }
 
 func (w wrappedRaw) SyscallConn() (syscall.RawConn, error) {
 	for c := w.Conn; ; {
@@ -156,10 +154,6 @@ func (w wrappedRaw) SyscallConn() (syscall.RawConn, error) {
 		}
 		c = n.NetConn()
 	}
-}
-
-func (w wrappedRaw) CloseWrite() error {
-	return (&wrappedConn{wrappedMethods: wrappedMethods(w)}).CloseWrite()
 }
 
 // accepted returns a connection as the program knows it.
@@ -217,7 +211,7 @@ func (s *server) handshake(t *tls.Conn, wrapped net.Conn, c *conn) {
 	}
 	c.mu.Lock()
 	c.state.Store(first)
-	c.toHTTP2()
+	c.become(accept.HTTP2)
 	t.SetReadDeadline(time.Time{}) // it may have been a drain's
 	c.mu.Unlock()
 	passed.Store(t, c)
@@ -232,17 +226,4 @@ func handshakeTimeout(srv *http.Server) (timeout time.Duration) {
 		}
 	}
 	return timeout
-}
-
-// expire lets an idle connection of a wrapper's own type end when its time in a drain is
-// over. Its reader is not woken before: the wrapper may be reading what comes before the
-// first request, and not bear to be interrupted. The caller holds c.mu.
-func (c *conn) expire(was uint32) {
-	if d := c.server.draining.Load(); d == nil || d.lameDuck {
-		if c.state.CompareAndSwap(was, was&^timed) { // else a request begins just now
-			c.setTimer(time.Time{})
-		}
-	} else if c.state.CompareAndSwap(was, was|timed) {
-		c.setTimer(d.expiry(c))
-	}
 }

@@ -69,11 +69,8 @@ func TestConnectionsMove(t *testing.T) {
 					c.expect("successor / 0")
 				}
 			}
-			if n := b.http1.Load(); n != 3 {
-				t.Errorf("the successor counts %d connections, want 3", n)
-			}
-			if open := b.Count().Open; open != 3 {
-				t.Errorf("the successor has %d connections open, want 3", open)
+			if c := b.Count(); c.Open != 3 || c.HTTP2 != 0 || c.Hijacked != 0 {
+				t.Errorf("the successor has %+v open, want 3 connections of HTTP/1", c)
 			}
 		})
 	}
@@ -395,13 +392,13 @@ func TestConnectionClosedWhileItWaitsDoesNotCount(t *testing.T) {
 		moved = append(moved, conns...)
 		return nil
 	})
-	if err := m.move([]*conn{closed, open}); err != nil {
+	if err := m.move([]offer{{conn: closed}, {conn: open}}); err != nil {
 		t.Errorf("moving a connection that is closed and one that is open: %v", err)
 	}
 	if len(moved) != 1 || moved[0] != open.raw {
 		t.Errorf("moved %d connections, want the one that is open", len(moved))
 	}
-	if err := m.move([]*conn{closed}); err != nil || len(moved) != 1 {
+	if err := m.move([]offer{{conn: closed}}); err != nil || len(moved) != 1 {
 		t.Errorf("moving a connection that is closed: %v, %d moved", err, len(moved))
 	}
 	c.expectEnd()
@@ -504,10 +501,8 @@ func TestAllBusyConnectionsMoveWhenTheyAreIdle(t *testing.T) {
 	}
 	n := within(t, moved, "a batch")
 	driver.Eventually(t, "the others to come", func() bool {
-		m := d.mover
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return m.waiting != nil && n+len(m.waiting.conns)+len(m.later) == open
+		busy := slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(idle) })
+		return !busy && len(d.mover.missed) > 0
 	})
 	for n < open {
 		goOn <- true
@@ -525,23 +520,26 @@ func TestDrainCalledOffIsNoRefusal(t *testing.T) {
 		return errors.New("closed")
 	})
 	ended := make(chan error, 1)
-	go func() { ended <- m.run(ctx, nil) }()
+	go func() { ended <- m.run(ctx, func() []*accept.Entry { return nil }) }()
 	g := serveGeneration(t, "tcp", &http.Server{}, time.Hour)
 	connect(t, g)
 	c := g.listener.Entries()[0].Conn.(*conn)
-	offer := func() *batch {
-		offered := make(chan *batch, 1)
-		go func() { offered <- m.offer(c) }()
-		return within(t, offered, "the answer to an offer")
+	offer := func() [2]bool {
+		result := make(chan [2]bool, 1)
+		go func() {
+			offered, taken := m.offer(c)
+			result <- [2]bool{offered, taken}
+		}()
+		return within(t, result, "the answer to an offer")
 	}
-	if b := offer(); b == nil || b.taken {
-		t.Errorf("offered in %v, want a batch that is not taken", b)
+	if got := offer(); got != [2]bool{true, false} {
+		t.Errorf("offered and taken: %v, want that it is offered and not taken", got)
 	}
 	if err := within(t, ended, "the end"); err != nil {
 		t.Errorf("refused: %v", err)
 	}
-	if b := offer(); b != nil {
-		t.Errorf("offered after the end, in %v", b)
+	if got := offer(); got != [2]bool{} {
+		t.Errorf("offered and taken after the end: %v", got)
 	}
 }
 
@@ -581,7 +579,7 @@ func TestOthersAreAskedThoughNobodyComes(t *testing.T) {
 	m := newMover(nil)
 	m.timeout = time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
-	go m.run(ctx, open)
+	go m.run(ctx, func() []*accept.Entry { return open })
 	driver.Eventually(t, "the last connection to be asked", func() bool { return last.is(woken) })
 	cancel()
 	within(t, m.done, "the end")

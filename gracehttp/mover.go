@@ -4,7 +4,6 @@ import (
 	"context"
 	"runtime"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -26,92 +25,65 @@ const (
 // A mover hands connections to the successor, in batches.
 type mover struct {
 	hand    func([]syscall.Conn, []handoff.Waiting) error // gives a batch away, or fails and leaves it here
-	came    chan struct{}                                 // somebody waits
+	offers  chan offer                                    // of those that wait for a batch
+	missed  chan struct{}                                 // one came when enough others waited already
 	done    chan struct{}                                 // closed when nothing moves any more
 	timeout time.Duration                                 // askTimeout
-
-	mu      sync.Mutex     // guards what follows, and is held to close done
-	waiting *batch         // the next one, or nil
-	later   map[*conn]bool // those that came when enough others waited already
 }
 
-// A batch is offered to the successor, which takes all of it or nothing.
-type batch struct {
-	conns    []*conn
-	taken    bool
-	answered chan struct{} // closed when taken is known
+// An offer is what a connection's reader makes. The successor takes all of a batch or
+// nothing.
+type offer struct {
+	conn  *conn
+	taken chan bool // brings the answer
 }
 
 func newMover(hand func([]syscall.Conn, []handoff.Waiting) error) *mover {
 	return &mover{
 		hand:    hand,
-		came:    make(chan struct{}, 1),
+		offers:  make(chan offer, ahead),
+		missed:  make(chan struct{}, 1),
 		done:    make(chan struct{}),
-		later:   map[*conn]bool{},
 		timeout: askTimeout,
 	}
 }
 
-// offer waits until the connection's batch was offered to the successor, and returns
-// it. It returns nil if there is no batch for it: not now, since enough others wait (it
-// will be asked later), or not any more.
-func (m *mover) offer(c *conn) *batch {
-	b := m.enter(c)
-	if b != nil {
-		<-b.answered
-	}
-	return b
-}
-
-func (m *mover) enter(c *conn) *batch {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// offer waits until the connection was offered to the successor, and reports whether that
+// has taken it. It is not offered now if enough others wait (it will be asked later), nor
+// when nothing moves any more.
+func (m *mover) offer(c *conn) (offered, taken bool) {
+	o := offer{c, make(chan bool, 1)}
 	select {
+	case m.offers <- o:
+	default:
+		select {
+		case m.missed <- struct{}{}:
+		default:
+		}
+		return false, false
+	}
+	select {
+	case taken = <-o.taken:
+		return true, taken
 	case <-m.done:
-		return nil
-	default:
 	}
-	if m.waiting == nil {
-		m.waiting = &batch{answered: make(chan struct{})}
-	} else if len(m.waiting.conns) == ahead {
-		m.later[c] = true
-		return nil
-	}
-	m.waiting.conns = append(m.waiting.conns, c)
-	delete(m.later, c)
 	select {
-	case m.came <- struct{}{}:
+	case taken = <-o.taken: // at the same time
+		return true, taken
 	default:
+		return false, false
 	}
-	return m.waiting
 }
 
-// next returns the batch that waits, or nil.
-func (m *mover) next() *batch {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	b := m.waiting
-	m.waiting = nil
-	return b
-}
-
-func (b *batch) answer(taken bool) {
-	b.taken = taken
-	close(b.answered)
-}
-
-// run moves connections: the open ones, which it asks to come when they are idle, and
-// those that come by themselves. It ends when ctx is done, or with the error with which
-// a batch could not be moved.
-func (m *mover) run(ctx context.Context, open []*accept.Entry) error {
-	defer m.end()
+// run moves connections: those that list returns, which it asks to come when they are
+// idle, and those that come by themselves. It ends when ctx is done, or with the error
+// with which a batch could not be moved.
+func (m *mover) run(ctx context.Context, list func() []*accept.Entry) error {
+	defer close(m.done)
+	var batch []offer
+	open := list()
 	asked := 0 // about how many of those are still to come
 	for ctx.Err() == nil {
-		runtime.Gosched() // or the first would travel alone
-		b := m.next()
-		if b != nil {
-			asked = max(0, asked-len(b.conns))
-		}
 		for asked < ahead && len(open) > 0 {
 			if open[0].Conn.(*conn).wake() {
 				asked++
@@ -119,89 +91,72 @@ func (m *mover) run(ctx context.Context, open []*accept.Entry) error {
 			open[0] = nil // it may be closed long before this drain ends
 			open = open[1:]
 		}
-		for asked < ahead && m.askAgain() {
-			asked++
-		}
-		if b == nil {
-			if !m.wait(ctx, asked == ahead) {
-				asked = 0
+		if len(batch) > 0 {
+			err := m.move(batch)
+			for _, o := range batch {
+				o.taken <- err == nil
 			}
-			continue
+			if err != nil && ctx.Err() == nil {
+				return err
+			}
 		}
-		err := m.move(b.conns)
-		b.answer(err == nil)
-		if err != nil && ctx.Err() == nil {
-			return err
+		batch = nil
+		missed, late := m.missed, (<-chan time.Time)(nil)
+		if len(open) > 0 {
+			missed, late = nil, time.After(m.timeout)
+		}
+		select {
+		case o := <-m.offers:
+			batch = m.withOthers(o)
+			asked = max(0, asked-len(batch))
+		case <-missed:
+			open = list()
+		case <-late:
+			asked = 0
+		case <-ctx.Done():
 		}
 	}
 	return nil
 }
 
-// askAgain asks one of those that came too early, and reports whether it has found one
-// that is idle.
-func (m *mover) askAgain() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for c := range m.later {
-		delete(m.later, c)
-		if c.wake() {
-			return true
+// withOthers returns a batch of this one and those that wait too.
+func (m *mover) withOthers(first offer) []offer {
+	runtime.Gosched() // or it would travel alone
+	batch := []offer{first}
+	for len(batch) < ahead {
+		select {
+		case o := <-m.offers:
+			batch = append(batch, o)
+		default:
+			return batch
 		}
 	}
-	return false
-}
-
-// wait waits until somebody comes. If enough were asked, it returns false when none of
-// them does within the timeout.
-func (m *mover) wait(ctx context.Context, enough bool) bool {
-	var late <-chan time.Time
-	if enough {
-		late = time.After(m.timeout)
-	}
-	select {
-	case <-m.came:
-	case <-ctx.Done():
-	case <-late:
-		return false
-	}
-	return true
-}
-
-// end lets those that wait stay here, and all that still come.
-func (m *mover) end() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	close(m.done)
-	if m.waiting != nil {
-		m.waiting.answer(false)
-	}
+	return batch
 }
 
 // move hands connections over. Some may have been closed since they came: they are no
 // reason for the others to stay.
-func (m *mover) move(conns []*conn) error {
-	for {
-		raw, waiting := make([]syscall.Conn, len(conns)), make([]handoff.Waiting, len(conns))
-		for i, c := range conns {
-			raw[i], waiting[i] = c.raw, c.waits()
+func (m *mover) move(batch []offer) error {
+	for len(batch) > 0 {
+		raw, waiting := make([]syscall.Conn, len(batch)), make([]handoff.Waiting, len(batch))
+		for i, o := range batch {
+			raw[i], waiting[i] = o.conn.raw, o.conn.waits()
 		}
 		err := m.hand(raw, waiting)
 		if err == nil {
 			return nil
 		}
-		open := slices.DeleteFunc(slices.Clone(conns), isClosed)
-		if len(open) == len(conns) {
+		open := slices.DeleteFunc(slices.Clone(batch), isClosed)
+		if len(open) == len(batch) {
 			return err
 		}
-		if len(open) == 0 {
-			return nil
-		}
-		conns = open
+		batch = open
 	}
+	return nil
 }
 
 // isClosed reports whether a connection was closed here.
-func isClosed(c *conn) bool {
-	raw, err := c.raw.SyscallConn()
+func isClosed(o offer) bool {
+	raw, err := o.conn.raw.SyscallConn()
 	return err != nil || raw.Control(func(uintptr) {}) != nil
 }

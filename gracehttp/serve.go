@@ -308,38 +308,19 @@ func (a *app) listeners() []grace.Listener {
 }
 
 // listen opens or inherits the socket of each server, or none.
-func (a *app) listen(servers []*http.Server) (err error) {
+func (a *app) listen(servers []*http.Server) error {
 	var sockets []net.Listener
-	defer func() {
+	var names []string
+	for _, srv := range servers {
+		l, name, err := a.open(srv)
 		if err != nil {
 			for _, l := range sockets {
 				l.Close()
 			}
-		}
-	}()
-	var names []string
-	for _, srv := range servers {
-		network, addr := address(srv)
-		l := a.givenTo(srv)
-		if l != nil {
-			network, addr = l.Addr().Network(), l.Addr().String()
-		} else if addr == "" {
-			return fmt.Errorf("gracehttp: server %q: no path", srv.Addr)
-		}
-		if err := checkTLS(srv); err != nil {
-			return fmt.Errorf("gracehttp: server %s: %w", addr, err)
-		}
-		listen := a.net.Listen
-		if network == "unix" && a.unixMode != nil {
-			listen = a.openUnix
-		}
-		if l == nil {
-			if l, err = listen(network, addr); err != nil {
-				return fmt.Errorf("gracehttp: %w", err)
-			}
+			return fmt.Errorf("gracehttp: %w", err)
 		}
 		sockets = append(sockets, l)
-		names = append(names, network+" "+addr)
+		names = append(names, name)
 	}
 	for i, srv := range servers {
 		if n := slices.Index(names, names[i]); n < i {
@@ -348,6 +329,28 @@ func (a *app) listen(servers []*http.Server) (err error) {
 		a.servers = append(a.servers, newServer(a, srv, sockets[i], names[i]))
 	}
 	return nil
+}
+
+// open opens or inherits the socket of a server, and returns what it was asked for.
+func (a *app) open(srv *http.Server) (l net.Listener, name string, err error) {
+	network, addr := address(srv)
+	l = a.givenTo(srv)
+	if l != nil {
+		network, addr = l.Addr().Network(), l.Addr().String()
+	} else if addr == "" {
+		return nil, "", fmt.Errorf("server %q: no path", srv.Addr)
+	}
+	if isTLS(srv) && !hasCertificate(srv.TLSConfig) { // ServeTLS would fail, when no predecessor serves any more
+		return nil, "", fmt.Errorf("server %s: its TLSConfig has no certificate", addr)
+	}
+	switch {
+	case l != nil:
+	case network == "unix" && a.unixMode != nil:
+		l, err = openUnix(network, addr, *a.unixMode)
+	default:
+		l, err = a.net.Listen(network, addr)
+	}
+	return l, network + " " + addr, err
 }
 
 // address returns where a server wants to listen.

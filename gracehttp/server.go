@@ -1,6 +1,7 @@
 package gracehttp
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,7 +32,7 @@ type socket interface {
 // listener that accepts by itself and knows how to drain.
 type server struct {
 	draining atomic.Pointer[drain] // nil: not draining
-	handler  http.Handler          // the user's, or one for http.DefaultServeMux
+	handler  http.Handler          // the user's; nil: http.DefaultServeMux
 	tls      bool
 	plain    bool // it accepts from the socket itself, not from a wrapper of the program's
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
@@ -43,25 +44,20 @@ type server struct {
 	options         bool // OPTIONS * is answered here, not by the handler
 	hasShutdownHook bool // the user has registered one, which may end hijacked connections
 
-	http1   atomic.Int64  // open connections that are neither HTTP/2 nor hijacked
-	http2   atomic.Int64  // those that speak HTTP/2
-	changed chan struct{} // one of these may have become 0
-	counts  counts
-	hooks   atomic.Int64 // calls of userShutdown that are ours, and still to come
-	kept    atomic.Bool  // the program has tried to close idle connections during a drain
+	hooks atomic.Int64 // calls of userShutdown that are ours, and still to come
+	kept  atomic.Bool  // the program has tried to close idle connections during a drain
 
-	accepting func() // called when the http.Server first accepts
-	begun     sync.Once
+	accepting func()         // called when the http.Server first accepts
+	serving   sync.WaitGroup // until the http.Server does not accept
+	end       chan error     // what Serve returns
 
 	mu      sync.Mutex   // guards what follows
 	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
 	shut    bool         // we have called its Shutdown
 	unbound bool         // we have closed the socket, since the successor does not want it
-	stopped bool         // Serve waits for what follows on that, or has returned
 	closed  bool
-	changes sync.Cond // of shut, unbound, stopped or closed
+	ended   accept.Count // what became of connections since the drain began
 	moved   *movedListener
-	spare   []tcpConn // for connections to come
 }
 
 func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
@@ -73,18 +69,13 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 		tls:     isTLS(srv),
 		options: !srv.DisableGeneralOptionsHandler,
 		handler: srv.Handler,
-		changed: make(chan struct{}, 1),
+		end:     make(chan error, 1),
 	}
-	s.changes.L = &s.mu
 	if s.plain {
 		s.socket, s.listener = l.(socket), accept.New(l)
 	} else {
 		s.socket = under(l)
-		var pauser accept.Pauser
-		if canPause(s.socket) {
-			pauser = s.socket
-		}
-		s.listener = accept.NewWrapped(l, pauser)
+		s.listener = accept.NewWrapped(l, s.socket)
 	}
 	s.listener.Pause() // until Resume
 	if srv.TLSNextProto != nil {
@@ -96,29 +87,21 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 		}
 		srv.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
 	}
-	if s.handler == nil {
-		s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			http.DefaultServeMux.ServeHTTP(w, r)
-		})
-	}
 	srv.Handler = s
 	srv.DisableGeneralOptionsHandler = true // what net/http answers there tells no client to leave
-	if hook := srv.ConnState; hook != nil {
-		srv.ConnState = func(nc net.Conn, state http.ConnState) {
-			hook(accepted(nc), state) // first: a deadline that it sets is not to be taken for net/http's
-			follow(nc, state)
+	connState, connContext := srv.ConnState, srv.ConnContext
+	srv.ConnState = func(nc net.Conn, state http.ConnState) {
+		if connState != nil {
+			connState(accepted(nc), state) // first: a deadline that it sets is not to be taken for net/http's
 		}
-	} else {
-		srv.ConnState = follow
+		follow(nc, state)
 	}
-	hook := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
-		if hook != nil {
-			ctx = hook(ctx, accepted(nc))
+		if connContext != nil {
+			ctx = connContext(ctx, accepted(nc))
 		}
 		if c := coreOf(nc); c != nil && ctx != nil { // net/http says what is wrong with nil
-			c.ctx = connContext{ctx, c}
-			return &c.ctx
+			return context.WithValue(ctx, connKey{}, c)
 		}
 		return ctx
 	}
@@ -138,7 +121,7 @@ func otherProtocol(serve func(*http.Server, *tls.Conn, http.Handler)) func(*http
 	return func(srv *http.Server, c *tls.Conn, h http.Handler) {
 		if core := coreOf(c); core != nil {
 			core.mu.Lock()
-			core.leaveHTTP1()
+			core.become(accept.Hijacked)
 			core.mu.Unlock()
 		}
 		serve(srv, c, h)
@@ -155,14 +138,6 @@ func hasCertificate(c *tls.Config) bool {
 	return len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil
 }
 
-// checkTLS finds what would make ServeTLS fail, while a predecessor still serves.
-func checkTLS(srv *http.Server) error {
-	if isTLS(srv) && !hasCertificate(srv.TLSConfig) {
-		return errors.New("its TLSConfig has no certificate")
-	}
-	return nil
-}
-
 // hasShutdownHook reports whether RegisterOnShutdown was called. Nobody else may call it
 // meanwhile.
 func hasShutdownHook(srv *http.Server) bool {
@@ -172,31 +147,33 @@ func hasShutdownHook(srv *http.Server) bool {
 
 // Serve serves until Close, or fails.
 func (s *server) Serve(accepting func()) error {
-	s.accepting = accepting
-	for {
-		s.mu.Lock()
-		srv := s.http
-		s.mu.Unlock()
-		err := s.serveOn(srv, &httpListener{s})
+	s.accepting = sync.OnceFunc(accepting)
+	s.serve()
+	return <-s.end
+}
 
+// serve lets the http.Server serve, until that is shut down or the socket is closed.
+func (s *server) serve() {
+	s.mu.Lock()
+	srv := s.http
+	s.mu.Unlock()
+	s.serving.Add(1)
+	go func() {
+		defer s.serving.Done()
+		err := s.serveOn(srv, &httpListener{s})
 		s.mu.Lock()
-		ours := s.shut || s.unbound || s.closed
-		s.stopped = true
-		s.changes.Broadcast()
-		for ours && (s.shut || s.unbound) && !s.closed {
-			s.changes.Wait()
+		defer s.mu.Unlock()
+		if !s.shut && !s.unbound {
+			s.finish(err)
 		}
-		closed := s.closed
-		s.stopped = closed || !ours
-		s.mu.Unlock()
-		switch {
-		case closed:
-			return nil
-		case !ours:
-			return err
-		}
-		// The successor has failed after Shutdown: go on with a copy. Or the socket is
-		// another.
+	}()
+}
+
+// finish lets Serve return, with the first error that this is called with.
+func (s *server) finish(err error) {
+	select {
+	case s.end <- err:
+	default:
 	}
 }
 
@@ -209,7 +186,7 @@ func (s *server) serveOn(srv *http.Server, l net.Listener) error {
 
 // Accept implements net.Listener; it is called through httpListener.
 func (s *server) Accept() (net.Conn, error) {
-	s.begun.Do(s.accepting)
+	s.accepting()
 	for {
 		c, err := s.listener.Accept()
 		if err != nil {
@@ -227,7 +204,6 @@ func (s *server) Accept() (net.Conn, error) {
 
 // admit lists a connection. A drain that has begun meanwhile may have missed it.
 func (s *server) admit(c *conn, list func(*accept.Entry)) {
-	s.http1.Add(1)
 	list(&c.entry)
 	if s.draining.Load() != nil {
 		c.wake()
@@ -243,39 +219,23 @@ func (s *server) serveBacklog() {
 	}
 }
 
-// count adds n to one of the counts of connections, and wakes a drain when it is 0.
-func (s *server) count(kind *atomic.Int64, n int64) {
-	if kind.Add(n) == 0 {
-		select {
-		case s.changed <- struct{}{}:
-		default:
-		}
-	}
-}
-
 // closedByProgram reports whether an idle connection that somebody else than its reader
 // closes in a drain, by SetKeepAlivesEnabled(false) or Shutdown, can stay: a request may
 // be on its way. TLS has told the client already.
 func (s *server) closedByProgram() (stays bool) {
-	if s.tls {
-		s.mu.Lock()
-		closed := s.closed
-		s.mu.Unlock()
-		if !closed && !s.kept.Swap(true) {
-			s.app.logf("%s: the program closes idle connections during the drain; requests that are on their way are lost", s.Addr())
-		}
-		return false
+	if !s.kept.Swap(true) && s.tls {
+		s.app.logf("%s: the program closes idle connections during the drain; requests that are on their way are lost", s.Addr())
 	}
-	s.kept.Store(true)
-	return true
+	return !s.tls
 }
 
 // Close ends the server. After Drain there is nothing left to wait for.
 func (s *server) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	s.changes.Broadcast()
 	s.mu.Unlock()
+	s.kept.Store(true) // what is closed from now on, we close
+	s.finish(nil)
 	return s.listener.Close()
 }
 
@@ -306,7 +266,6 @@ type movedListener struct {
 	*server
 	conns chan net.Conn
 	ended chan struct{}
-	once  sync.Once
 }
 
 func (l *movedListener) Accept() (net.Conn, error) {
@@ -318,8 +277,9 @@ func (l *movedListener) Accept() (net.Conn, error) {
 	}
 }
 
+// Close is called once by an http.Server.
 func (l *movedListener) Close() error {
-	l.once.Do(func() { close(l.ended) })
+	close(l.ended)
 	return nil
 }
 
@@ -348,8 +308,9 @@ func (s *server) take(conns []*os.File, waiting []handoff.Waiting) {
 		if waiting != nil {
 			w = waiting[i]
 		}
-		c := &conn{began: time.Now().Add(-time.Duration(w.For) * time.Millisecond), used: !w.First}
+		c := &conn{used: !w.First}
 		c.init(s, f)
+		c.since = c.since.Add(-time.Duration(w.For) * time.Millisecond)
 		s.admit(c, s.listener.Add)
 		go s.park(c, f)
 	}
@@ -362,13 +323,13 @@ func (s *server) refuse() { handoff.Self().Receive(s.socket, nil) }
 // must not start before, while the one for waiting goes on where it was.
 func (s *server) park(c *conn, f *os.File) {
 	defer c.Close()
-	timeout := idleTimeout(s.user)
-	if !c.used {
-		timeout = headerTimeout(s.user)
+	timeout := cmp.Or(s.user.ReadHeaderTimeout, s.user.ReadTimeout)
+	if c.used {
+		timeout = cmp.Or(s.user.IdleTimeout, s.user.ReadTimeout)
 	}
 	var limit time.Time
 	if timeout > 0 {
-		limit = c.began.Add(timeout)
+		limit = c.since.Add(timeout)
 		c.setReadDeadline(limit)
 	}
 	if !c.awaitInput() {
@@ -378,12 +339,8 @@ func (s *server) park(c *conn, f *os.File) {
 	if err != nil {
 		return
 	}
-	if nc.RemoteAddr() == nil {
-		nc.Close() // the client has reset it: nobody can be answered
-		return
-	}
 	wrapped, core := s.wrap(nc)
-	core.shared, core.began, core.used = c.shared, c.began, c.used
+	core.shared, core.since, core.used = c.shared, c.since, c.used
 	// net/http ends the wait for a first request with its header, else with four bytes.
 	core.limit, core.missing = limit, -1
 	if c.used {
@@ -395,35 +352,18 @@ func (s *server) park(c *conn, f *os.File) {
 	s.inject(wrapped)
 }
 
-// idleTimeout returns how long net/http waits for the next request, if that is not 0.
-func idleTimeout(srv *http.Server) time.Duration {
-	if srv.IdleTimeout != 0 {
-		return srv.IdleTimeout
-	}
-	return srv.ReadTimeout
-}
-
-// headerTimeout returns how long net/http waits for the first request's header, if that
-// is not 0.
-func headerTimeout(srv *http.Server) time.Duration {
-	if srv.ReadHeaderTimeout != 0 {
-		return srv.ReadHeaderTimeout
-	}
-	return srv.ReadTimeout
-}
-
 // netConn makes a connection of a file, which it closes. That takes one more
 // descriptor for a moment.
 func (s *server) netConn(f *os.File) (net.Conn, error) {
 	defer f.Close()
-	c, err := net.FileConn(f)
+	c, err := accept.FileConn(f)
 	if !isTemporary(err) {
 		return c, err
 	}
 	s.app.logf("%s: connection from a predecessor: %v; trying again until it works", s.Addr(), err)
 	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
 		time.Sleep(wait)
-		c, err = net.FileConn(f)
+		c, err = accept.FileConn(f)
 	}
 	return c, err
 }
@@ -473,28 +413,36 @@ func (s *server) Resume() bool {
 		}
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.shut || s.unbound {
-		// The http.Server has closed its listener, or found it closed, which ends the
-		// accepting, before Serve stops.
-		for !s.stopped && !s.closed {
-			s.changes.Wait()
+	ends := s.shut || s.unbound
+	s.mu.Unlock()
+	if ends {
+		s.serving.Wait()
+		if !s.renew() {
+			return false
 		}
+		defer s.serve()
 	}
+	if s.kept.Swap(false) {
+		s.http.SetKeepAlivesEnabled(true) // the program meant the drain
+	}
+	return s.listener.Resume()
+}
+
+// renew opens the socket anew if it was closed, and replaces an http.Server that was shut
+// down, which cannot serve again. It reports whether there is a socket.
+func (s *server) renew() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.unbound && !s.listen() {
 		return false
 	}
-	if s.shut { // it cannot serve again
+	if s.shut {
 		s.http = s.copyHTTP()
 		s.moved = nil
 		s.shut = false
 		s.listener.Reopen()
-	} else if s.kept.Load() {
-		s.http.SetKeepAlivesEnabled(true) // the program meant the drain
 	}
-	s.kept.Store(false)
-	s.changes.Broadcast()
-	return s.listener.Resume()
+	return true
 }
 
 // closeSocket lets clients be refused, or another process listen.
@@ -523,24 +471,15 @@ func (s *server) listen() bool {
 	return true
 }
 
+// copyHTTP returns a server with all that the program has set of its own.
 func (s *server) copyHTTP() *http.Server {
-	u := s.user
-	return &http.Server{
-		Addr:                         u.Addr,
-		Handler:                      u.Handler,
-		DisableGeneralOptionsHandler: u.DisableGeneralOptionsHandler,
-		TLSConfig:                    u.TLSConfig,
-		ReadTimeout:                  u.ReadTimeout,
-		ReadHeaderTimeout:            u.ReadHeaderTimeout,
-		WriteTimeout:                 u.WriteTimeout,
-		IdleTimeout:                  u.IdleTimeout,
-		MaxHeaderBytes:               u.MaxHeaderBytes,
-		TLSNextProto:                 maps.Clone(s.proto), // net/http adds to it
-		ConnState:                    u.ConnState,
-		ErrorLog:                     u.ErrorLog,
-		BaseContext:                  u.BaseContext,
-		ConnContext:                  u.ConnContext,
-		HTTP2:                        u.HTTP2,
-		Protocols:                    u.Protocols,
+	copied := &http.Server{}
+	from, to := reflect.ValueOf(s.user).Elem(), reflect.ValueOf(copied).Elem()
+	for i := range from.NumField() {
+		if from.Type().Field(i).IsExported() {
+			to.Field(i).Set(from.Field(i))
+		}
 	}
+	copied.TLSNextProto = maps.Clone(s.proto) // net/http adds to it
+	return copied
 }

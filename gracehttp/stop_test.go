@@ -201,6 +201,31 @@ func TestHijackedConnectionsAtAStop(t *testing.T) {
 	}
 }
 
+// So is one of a protocol of the program's own, which net/http says nothing of, if its
+// handshake ends during the stop.
+func TestOwnProtocolThatBeginsAtAStopIsClosed(t *testing.T) {
+	t.Parallel()
+	srv := &http.Server{TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
+		"lines": func(_ *http.Server, c *tls.Conn, _ http.Handler) {
+			io.Copy(c, c)
+			c.Close()
+		},
+	}}
+	srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate().cert}, NextProtos: []string{"lines"}}
+	g := serveGeneration(t, "tcp", srv, 500*time.Millisecond)
+	raw := dial(t, g)
+	within(t, g.accepted, "the connection to be accepted")
+	drained, _ := g.begin(t, stop)
+	c := newClient(t, tls.Client(raw.Conn, clientTLS("lines")))
+	c.send("a\n")
+	if line, err := c.answers.ReadString('\n'); line != "a\n" {
+		t.Fatalf("the connection brings %q, %v", line, err)
+	}
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+}
+
 func TestHijackedConnectionsAreAnErrorAfterAHandoff(t *testing.T) {
 	t.Parallel()
 	g := serveKind(t, "tcp", &http.Server{Handler: http.HandlerFunc(echo)}, 0)

@@ -3,6 +3,7 @@
 package gracenet
 
 import (
+	"errors"
 	"os"
 	"syscall"
 
@@ -25,11 +26,8 @@ func dupFile(f *os.File) (*os.File, error) {
 			syscall.CloseOnExec(dup)
 		}
 	})
-	if err != nil {
+	if err = errors.Join(err, os.NewSyscallError("dup", dupErr)); err != nil {
 		return nil, err
-	}
-	if dupErr != nil {
-		return nil, os.NewSyscallError("dup", dupErr)
 	}
 	return os.NewFile(uintptr(dup), f.Name()), nil
 }

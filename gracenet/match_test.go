@@ -92,8 +92,9 @@ func TestSocketsAreFoundByWhatTheyAreBoundTo(t *testing.T) {
 func TestNoSocketIsBoundToPort0(t *testing.T) {
 	for _, network := range []string{"tcp", "tcp4", "tcp6"} {
 		for _, ip := range []string{"0.0.0.0", "::", "127.0.0.1", "::1"} {
-			e := endpoint{network: network, ip: net.ParseIP(ip)}
-			if e.is(&net.TCPAddr{IP: e.ip}) || e.samePort(&net.TCPAddr{IP: e.ip}) {
+			a := &net.TCPAddr{IP: net.ParseIP(ip)}
+			e := endpoint{network: network, at: a.AddrPort()}
+			if e.is(a) || e.samePort(a) {
 				t.Errorf("%s %s, port 0, is taken for an address", network, ip)
 			}
 		}
@@ -116,7 +117,8 @@ func TestEndpointsExhaustively(t *testing.T) {
 						if network == "tcp4" && !v4(is) || network == "tcp6" && v4(is) {
 							same, part = false, false
 						}
-						e, a := endpoint{network: network, ip: net.ParseIP(want), port: wantPort}, &net.TCPAddr{IP: net.ParseIP(is), Port: isPort}
+						asked, a := &net.TCPAddr{IP: net.ParseIP(want), Port: wantPort}, &net.TCPAddr{IP: net.ParseIP(is), Port: isPort}
+						e := endpoint{network: network, at: asked.AddrPort()}
 						if got := e.is(a); got != same {
 							t.Errorf("%s: a socket on %v is what %q port %d asks for: %v, want %v", network, a, want, wantPort, got, same)
 						}

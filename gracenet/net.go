@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,11 +54,6 @@ type Net struct {
 // socket, by a new one, if its path no longer leads to it: the file was removed, or
 // replaced by another's.
 func (n *Net) Listen(network, address string) (net.Listener, error) {
-	switch network {
-	case "tcp", "tcp4", "tcp6", "unix", "unixpacket":
-	default:
-		return nil, listenError(network, address, net.UnknownNetworkError(network))
-	}
 	s, err := n.socket(handoff.Listener, network, address)
 	if err != nil {
 		return nil, err
@@ -68,44 +64,38 @@ func (n *Net) Listen(network, address string) (net.Listener, error) {
 // ListenTCP is net.ListenTCP: network must be "tcp", "tcp4" or "tcp6", and a nil
 // address is ":0".
 func (n *Net) ListenTCP(network string, laddr *net.TCPAddr) (*net.TCPListener, error) {
-	switch network {
-	case "tcp", "tcp4", "tcp6":
-	default:
+	if !strings.HasPrefix(network, "tcp") {
 		return nil, listenError(network, laddr.String(), net.UnknownNetworkError(network))
 	}
 	if laddr == nil {
 		laddr = &net.TCPAddr{}
 	}
-	l, err := n.Listen(network, laddr.String())
-	if err != nil {
-		return nil, err
-	}
-	tcp, ok := l.(*net.TCPListener)
-	if !ok {
-		l.Close()
-		return nil, listenError(network, laddr.String(), fmt.Errorf("the inherited socket is a %T", l))
-	}
-	return tcp, nil
+	return listenAs[*net.TCPListener](n, network, laddr.String())
 }
 
 // ListenUnix is net.ListenUnix: network must be "unix" or "unixpacket".
 func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener, error) {
 	switch {
-	case network != "unix" && network != "unixpacket":
+	case !strings.HasPrefix(network, "unix"):
 		return nil, listenError(network, laddr.String(), net.UnknownNetworkError(network))
 	case laddr == nil:
 		return nil, listenError(network, "", &net.AddrError{Err: "missing address"})
 	}
-	l, err := n.Listen(network, laddr.Name)
+	return listenAs[*net.UnixListener](n, network, laddr.Name)
+}
+
+// listenAs is Listen for a listener of one type.
+func listenAs[L net.Listener](n *Net, network, address string) (as L, err error) {
+	l, err := n.Listen(network, address)
 	if err != nil {
-		return nil, err
+		return as, err
 	}
-	unix, ok := l.(*net.UnixListener)
+	as, ok := l.(L)
 	if !ok {
 		l.Close()
-		return nil, listenError(network, laddr.Name, fmt.Errorf("the inherited socket is a %T", l))
+		return as, listenError(network, address, fmt.Errorf("the inherited socket is a %T", l))
 	}
-	return unix, nil
+	return as, nil
 }
 
 // ListenPacket is net.ListenPacket for "udp", "udp4", "udp6" and "unixgram".
@@ -125,11 +115,6 @@ func (n *Net) ListenUnix(network string, laddr *net.UnixAddr) (*net.UnixListener
 // them on by connection ID to the process that has the connection, or let each
 // generation listen on a socket of its own.
 func (n *Net) ListenPacket(network, address string) (net.PacketConn, error) {
-	switch network {
-	case "udp", "udp4", "udp6", "unixgram":
-	default:
-		return nil, listenError(network, address, net.UnknownNetworkError(network))
-	}
 	s, err := n.socket(handoff.Packet, network, address)
 	if err != nil {
 		return nil, err
@@ -208,8 +193,17 @@ func (n *Net) StartProcess() (int, error) {
 	return pid, nil
 }
 
+// networks are those of each kind of socket.
+var networks = map[handoff.Kind][]string{
+	handoff.Listener: {"tcp", "tcp4", "tcp6", "unix", "unixpacket"},
+	handoff.Packet:   {"udp", "udp4", "udp6", "unixgram"},
+}
+
 // socket returns an inherited socket, or opens one.
 func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socket, error) {
+	if !slices.Contains(networks[kind], network) {
+		return nil, listenError(network, address, net.UnknownNetworkError(network))
+	}
 	g := handoff.Self()
 	if g.Err != nil {
 		return nil, listenError(network, address, fmt.Errorf("inheriting sockets: %w", g.Err))
@@ -255,7 +249,7 @@ func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socke
 	}
 	// One that has more than was asked for: as long as it is open, here or in the
 	// predecessor, the system lets nobody have less.
-	s = take(func(s *handoff.Socket) bool { return e.isPartOf(s.Addr()) && !(e.isIPv4() && onlyIPv6(s)) })
+	s = take(func(s *handoff.Socket) bool { return e.isPartOf(s.Addr()) && !(e.ip().Is4() && onlyIPv6(s)) })
 	if s != nil {
 		g.Logf("listening on all of %v, as inherited, instead of %s: to have less of it needs a stop", s.Addr(), address)
 		return s, nil
@@ -280,8 +274,8 @@ func (n *Net) open(s *handoff.Socket) error {
 	if !strings.HasPrefix(s.Network, "unix") {
 		return n.listen(s)
 	}
-	replacing.Lock()
-	defer replacing.Unlock()
+	paths.mu.Lock()
+	defer paths.mu.Unlock()
 	err := n.listen(s)
 	if errors.Is(err, syscall.EADDRINUSE) && removeStale(s.Address) {
 		err = n.listen(s)
@@ -292,17 +286,11 @@ func (n *Net) open(s *handoff.Socket) error {
 	return err
 }
 
-func (n *Net) listen(s *handoff.Socket) error {
+func (n *Net) listen(s *handoff.Socket) (err error) {
 	if s.Kind == handoff.Packet {
-		c, err := n.ListenConfig.ListenPacket(context.Background(), s.Network, s.Address)
-		if err == nil {
-			s.Open = c
-		}
-		return err
-	}
-	l, err := n.ListenConfig.Listen(context.Background(), s.Network, s.Address)
-	if err == nil {
-		s.Open = l
+		s.Open, err = n.ListenConfig.ListenPacket(context.Background(), s.Network, s.Address)
+	} else {
+		s.Open, err = n.ListenConfig.Listen(context.Background(), s.Network, s.Address)
 	}
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"maps"
 	"net"
 	"os"
 	"sync"
@@ -16,42 +15,41 @@ import (
 // paths says which file the path of each unix socket led to when it was bound. The
 // number of a file is not used again while a socket is bound to it, in whatever process.
 var paths struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // held while a path is replaced, too
 	files map[string]fileID
-	once  sync.Once // reads what the predecessor knows
 }
-
-// replacing guards replacing a path.
-var replacing sync.Mutex
 
 // pathsState is the name of the state that tells a successor.
 const pathsState = "gracenet.paths"
 
-func loadPaths() {
-	paths.files = map[string]fileID{}
-	g := handoff.Self()
-	if state := g.State(pathsState); state != nil {
-		json.Unmarshal(state, &paths.files) // what is not known is taken to be as it was
+// boundPaths returns paths.files, with what the predecessor knows. The caller holds
+// paths.mu.
+func boundPaths() map[string]fileID {
+	if paths.files == nil {
+		paths.files = map[string]fileID{}
+		g := handoff.Self()
+		if state := g.State(pathsState); state != nil {
+			json.Unmarshal(state, &paths.files) // what is not known is taken to be as it was
+		}
+		g.Provide(pathsState, func() []byte {
+			paths.mu.Lock()
+			defer paths.mu.Unlock()
+			state, _ := json.Marshal(paths.files)
+			return state
+		})
 	}
-	g.Provide(pathsState, func() []byte {
-		paths.mu.Lock()
-		known := maps.Clone(paths.files)
-		paths.mu.Unlock()
-		state, _ := json.Marshal(known)
-		return state
-	})
+	return paths.files
 }
 
-// remember notes what the path of a socket that was just bound leads to.
+// remember notes what the path of a socket that was just bound leads to. The caller holds
+// paths.mu.
 func remember(path string) {
-	paths.once.Do(loadPaths)
+	files := boundPaths()
 	id, err := identify(path)
-	paths.mu.Lock()
-	defer paths.mu.Unlock()
 	if err != nil {
-		delete(paths.files, path) // an abstract one has no file
+		delete(files, path) // an abstract one has no file
 	} else {
-		paths.files[path] = id
+		files[path] = id
 	}
 }
 
@@ -66,10 +64,9 @@ func reachable(s *handoff.Socket) bool {
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}
-	paths.once.Do(loadPaths)
 	paths.mu.Lock()
 	defer paths.mu.Unlock()
-	was, known := paths.files[a.Name]
+	was, known := boundPaths()[a.Name]
 	return !known || was == id
 }
 

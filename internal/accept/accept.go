@@ -5,8 +5,10 @@ package accept
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -19,8 +21,6 @@ const (
 	emptyTime = 50 * time.Millisecond
 )
 
-var longAgo = time.Unix(1, 0)
-
 // A Listener accepts from a listening socket. It accepts again after Pause, which
 // a closed socket never could: that is what lets a process take over again
 // from a successor that failed.
@@ -30,30 +30,34 @@ type Listener struct {
 	wraps  bool   // socket is another's, which need not return at once when it is called back
 
 	mu        sync.Mutex // guards what follows
-	changed   sync.Cond  // paused, ended or accepting has changed
+	changed   sync.Cond  // so has paused, ended or accepting, or none of a kind is open
 	paused    bool       // Accept waits
 	pauses    int        // how often
 	emptying  bool       // Accept does not wait yet, but until nobody comes
 	ended     bool       // Accept fails
 	closed    bool       // so is the socket
 	accepting int        // calls of Accept that may still bring a connection
-	open      int        // entries in the list, from the oldest to the newest
-	oldest    *Entry
-	newest    *Entry
-	empty     chan struct{} // closed when nothing is open or on its way; nil: nobody waits
+	entries   map[*Entry]bool
+	open      [kinds]int // of each kind
 }
 
 // An Entry is one connection in the list. Embed it in the connection.
 type Entry struct {
 	Conn any // whatever the owner wants to find by it
 
-	since      time.Time
-	prev, next *Entry
-	listed     bool
+	since time.Time
+	kind  Kind // guarded by the listener's mu
 }
 
-// Since returns when the connection was listed.
-func (e *Entry) Since() time.Time { return e.since }
+// A Kind is what a connection speaks.
+type Kind uint8
+
+const (
+	HTTP1 Kind = iota // or nothing yet
+	HTTP2
+	Hijacked
+	kinds
+)
 
 // A Pauser ends a call of Accept by a deadline, as (*net.TCPListener).SetDeadline.
 type Pauser interface{ SetDeadline(time.Time) error }
@@ -61,16 +65,20 @@ type Pauser interface{ SetDeadline(time.Time) error }
 // New returns a Listener that accepts from socket.
 func New(socket net.Listener) *Listener {
 	pauser, _ := socket.(Pauser)
-	l := &Listener{socket: socket, pauser: pauser}
+	l := &Listener{socket: socket, pauser: pauser, entries: map[*Entry]bool{}}
 	l.changed.L = &l.mu
 	return l
 }
 
 // NewWrapped returns a Listener that accepts from a wrapper around what is paused by
-// pauser, which may be nil.
+// pauser, unless that says that it is errors.ErrUnsupported.
 func NewWrapped(wrapper net.Listener, pauser Pauser) *Listener {
 	l := New(wrapper)
-	l.pauser, l.wraps = pauser, true
+	l.wraps = true
+	l.pauser = pauser
+	if errors.Is(pauser.SetDeadline(time.Time{}), errors.ErrUnsupported) {
+		l.pauser = nil
+	}
 	return l
 }
 
@@ -122,10 +130,7 @@ func (l *Listener) Admit(e *Entry) {
 
 func (l *Listener) accepted() {
 	l.accepting--
-	if l.paused {
-		l.changed.Broadcast()
-	}
-	l.checkEmpty()
+	l.changed.Broadcast()
 }
 
 // Add lists a connection that came by another way than Accept.
@@ -136,60 +141,58 @@ func (l *Listener) Add(e *Entry) {
 }
 
 func (l *Listener) add(e *Entry) {
-	e.since, e.listed = time.Now(), true
-	e.prev = l.newest
-	if e.prev != nil {
-		e.prev.next = e
-	} else {
-		l.oldest = e
-	}
-	l.newest = e
-	l.open++
+	e.since = time.Now()
+	l.entries[e] = true
+	l.open[e.kind]++
 }
 
 // Remove takes a connection off the list, and reports whether it was on it.
 func (l *Listener) Remove(e *Entry) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !e.listed {
+	if !l.entries[e] {
 		return false
 	}
-	e.listed = false
-	if e.prev != nil {
-		e.prev.next = e.next
-	} else {
-		l.oldest = e.next
-	}
-	if e.next != nil {
-		e.next.prev = e.prev
-	} else {
-		l.newest = e.prev
-	}
-	e.prev, e.next = nil, nil
-	l.open--
-	l.checkEmpty()
+	delete(l.entries, e)
+	l.leave(e.kind)
 	return true
 }
 
-// Count returns how many connections are open, and since when the oldest is.
-func (l *Listener) Count() (c Count) {
+// SetKind notes what a listed connection speaks from now on.
+func (l *Listener) SetKind(e *Entry, k Kind) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.oldest != nil {
-		c.Oldest = l.oldest.since
+	if l.entries[e] {
+		l.open[k]++
+		l.leave(e.kind)
+		e.kind = k
 	}
-	c.Open = l.open
+}
+
+func (l *Listener) leave(k Kind) {
+	l.open[k]--
+	if l.open[k] == 0 {
+		l.changed.Broadcast()
+	}
+}
+
+// Count returns how many connections are open, and since when the oldest is.
+func (l *Listener) Count() Count {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := Count{Open: len(l.entries), HTTP2: l.open[HTTP2], Hijacked: l.open[Hijacked]}
+	for e := range l.entries {
+		c.Oldest = Earlier(c.Oldest, e.since)
+	}
 	return c
 }
 
-// Entries returns those that are listed now.
+// Entries returns those that are listed now, in the order in which they came.
 func (l *Listener) Entries() []*Entry {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	all := make([]*Entry, 0, l.open)
-	for e := l.oldest; e != nil; e = e.next {
-		all = append(all, e)
-	}
+	all := slices.Collect(maps.Keys(l.entries))
+	l.mu.Unlock()
+	slices.SortFunc(all, func(a, b *Entry) int { return a.since.Compare(b.since) })
 	return all
 }
 
@@ -197,27 +200,21 @@ func (l *Listener) Entries() []*Entry {
 // connections in the kernel. It reports whether that is possible: one without
 // SetDeadline cannot be called back from its Accept. When Pause returns true, all
 // that was accepted is listed, unless a wrapper holds it up.
-func (l *Listener) Pause() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.pause(longAgo) {
-		return false
-	}
-	l.awaitPause(wrapperTimeout)
-	return true
-}
+func (l *Listener) Pause() bool { return l.pauseAfter(0) }
 
 // PauseEmpty is Pause when nobody has been waiting in the kernel for a moment, for a
 // wrapper: what waits there has to come through it.
-func (l *Listener) PauseEmpty() bool {
+func (l *Listener) PauseEmpty() bool { return l.pauseAfter(emptyTime) }
+
+func (l *Listener) pauseAfter(more time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.pause(time.Now().Add(emptyTime)) {
+	if !l.pause(time.Now().Add(more)) {
 		return false
 	}
-	l.emptying = true
+	l.emptying = more > 0
 	l.changed.Broadcast()
-	l.awaitPause(emptyTime + wrapperTimeout)
+	l.awaitPause(more + wrapperTimeout)
 	l.emptying = false
 	return true
 }
@@ -235,25 +232,20 @@ func (l *Listener) pause(when time.Time) bool {
 // else, such as the end of another connection: it has until the timeout. The caller holds
 // l.mu.
 func (l *Listener) awaitPause(timeout time.Duration) {
-	late := false
+	ctx := context.Background()
 	if l.wraps {
-		defer time.AfterFunc(timeout, func() {
-			l.mu.Lock()
-			late = true
-			l.changed.Broadcast()
-			l.mu.Unlock()
-		}).Stop()
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
 	}
-	for l.paused && (l.accepting > 0 || l.emptying) && !l.ended && !late {
-		l.changed.Wait()
-	}
+	l.await(ctx, func() bool { return !l.paused || l.ended || l.accepting == 0 && !l.emptying })
 }
 
 // End stops accepting as Pause does, and lets Accept return net.ErrClosed.
 func (l *Listener) End() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pause(longAgo)
+	l.pause(time.Now())
 	l.ended = true
 	l.changed.Broadcast()
 }
@@ -322,31 +314,40 @@ func SetUnlinkOnClose(socket any, unlink bool) {
 // none can come in any more. It returns ctx.Err() if that ends first.
 func (l *Listener) Wait(ctx context.Context) error {
 	l.mu.Lock()
-	if l.empty == nil {
-		l.empty = make(chan struct{})
-	}
-	empty := l.empty
-	l.checkEmpty()
-	l.mu.Unlock()
-
-	select {
-	case <-empty:
-		return nil
-	case <-ctx.Done():
-	}
-	select {
-	case <-empty: // at the same time
-		return nil
-	default:
-		return ctx.Err()
-	}
+	defer l.mu.Unlock()
+	return l.await(ctx, func() bool { return len(l.entries) == 0 && l.accepting == 0 })
 }
 
-// checkEmpty tells those that wait if the last connection is gone. The caller
-// holds l.mu.
-func (l *Listener) checkEmpty() {
-	if l.empty != nil && l.open == 0 && l.accepting == 0 {
-		close(l.empty)
-		l.empty = nil
+// WaitFor waits until no connection of this kind is open, or returns ctx.Err().
+func (l *Listener) WaitFor(ctx context.Context, k Kind) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.await(ctx, func() bool { return l.open[k] == 0 })
+}
+
+// await waits until something is true that changed tells of. The caller holds l.mu.
+func (l *Listener) await(ctx context.Context, done func() bool) error {
+	defer context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.changed.Broadcast()
+	})()
+	for !done() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		l.changed.Wait()
 	}
+	return nil
+}
+
+// FileConn is net.FileConn of what was accepted, or an error if its client has reset it:
+// nobody can be answered.
+func FileConn(f *os.File) (net.Conn, error) {
+	c, err := net.FileConn(f)
+	if err == nil && c.RemoteAddr() == nil {
+		c.Close()
+		return nil, net.ErrClosed
+	}
+	return c, err
 }

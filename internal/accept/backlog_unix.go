@@ -36,21 +36,11 @@ func (l *Listener) Backlog() (conns []net.Conn) {
 		if fd < 0 {
 			return conns
 		}
-		c, err := fileConn(fd)
-		if err != nil {
-			continue
+		syscall.SetNonblock(fd, true)
+		f := os.NewFile(uintptr(fd), "")
+		if c, err := FileConn(f); err == nil {
+			conns = append(conns, c)
 		}
-		if c.RemoteAddr() == nil {
-			c.Close() // the client has reset it: nobody can be answered
-			continue
-		}
-		conns = append(conns, c)
+		f.Close()
 	}
-}
-
-func fileConn(fd int) (net.Conn, error) {
-	syscall.SetNonblock(fd, true)
-	f := os.NewFile(uintptr(fd), "")
-	defer f.Close()
-	return net.FileConn(f)
 }

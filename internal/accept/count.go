@@ -19,9 +19,7 @@ type Count struct {
 
 // Add adds what another listener has.
 func (c *Count) Add(d Count) {
-	if !d.Oldest.IsZero() && (c.Oldest.IsZero() || d.Oldest.Before(c.Oldest)) {
-		c.Oldest = d.Oldest
-	}
+	c.Oldest = Earlier(c.Oldest, d.Oldest)
 	c.Open += d.Open
 	c.HTTP2 += d.HTTP2
 	c.Hijacked += d.Hijacked
@@ -29,4 +27,12 @@ func (c *Count) Add(d Count) {
 	c.Told += d.Told
 	c.Idle += d.Idle
 	c.Cut += d.Cut
+}
+
+// Earlier returns the earlier of two times, of which zero is none.
+func Earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
