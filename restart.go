@@ -275,8 +275,8 @@ func (r *restart) end(s *handoff.Successor, why error) error {
 
 // report tells of the outcome, in the loop of Wait or without one.
 func (r *restart) report(l *loop) {
-	if r.request != nil {
-		r.request.Outcome <- handoff.Outcome{Pid: r.pid, Err: r.err}
+	if r.request != nil { // last: whoever has it may ask for the state
+		defer func() { r.request.Outcome <- handoff.Outcome{Pid: r.pid, Err: r.err} }()
 	}
 	switch {
 	case r.err == nil:
