@@ -90,7 +90,7 @@ func (f fault) run(tt *testing.T) {
 			t.Fatalf("hijacking: %v, %v", resp, err)
 		}
 	}
-	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 10*time.Millisecond)
+	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 40*time.Millisecond)
 
 	serves := f.play(t)
 	if f.says != "" {
@@ -127,7 +127,7 @@ func (f fault) run(tt *testing.T) {
 	t.said(f, fails)
 
 	// The next one.
-	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 10*time.Millisecond)
+	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 40*time.Millisecond)
 	next := t.restartTo(serves, min(f.keeps, 1))
 	t.load.Await(2)
 	t.load.NothingLost()
@@ -241,11 +241,11 @@ func (t *trial) keeps(p *driver.Process, before usage) {
 		}
 	}
 	var now usage
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	if driver.Becomes(func() bool {
 		now = t.usage(p)
-		if now.descriptors <= before.descriptors && now.goroutines <= before.goroutines && now.children == 0 {
-			return
-		}
+		return now.descriptors <= before.descriptors && now.goroutines <= before.goroutines && now.children == 0
+	}) {
+		return
 	}
 	t.Errorf("pid %d has %d descriptors, %d goroutines and %d children, a fresh one %d and %d: %v\n%s",
 		p.Pid, now.descriptors, now.goroutines, now.children, before.descriptors, before.goroutines, p.Descriptors(), now.stacks)
@@ -942,13 +942,6 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	driver.Binary(t)
 	all := faults()
-	if testing.Short() || driver.Race { // one in ten: in full without the race detector
-		some := all[:0:0]
-		for i := 0; i < len(all); i += 10 {
-			some = append(some, all[i])
-		}
-		all = some
-	}
 	next := make(chan fault)
 	var players sync.WaitGroup
 	for range rowsAtOnce {
@@ -960,8 +953,12 @@ func TestFaults(t *testing.T) {
 			}
 		}()
 	}
-	for _, f := range all {
-		next <- f
+	played := 0
+	for i, f := range all {
+		if driver.Part(i, 5) {
+			next <- f
+			played++
+		}
 	}
 	close(next)
 	players.Wait()
@@ -972,5 +969,5 @@ func TestFaults(t *testing.T) {
 		}
 		names[f.name] = true
 	}
-	t.Logf("%d rows", len(all))
+	t.Logf("%d of %d rows", played, len(all))
 }

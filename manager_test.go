@@ -559,7 +559,7 @@ func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
 	s := driver.Start(t, httpArgs()...)
 	p := s.Ready(1)
 	load := driver.StartLoad(t, p.Addrs[0], "/pid")
-	const restarts = 20
+	restarts := driver.Times(20, 5)
 	for n := range restarts {
 		slow(t, s, p.Addrs[0]) // so that it is there to pass signals on
 		p.Signal(syscall.SIGUSR2)
@@ -949,7 +949,7 @@ func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 
 // Also when it is told to stop in the moment in which the successor gets ready.
 func TestStopAsTheSuccessorGetsReady(t *testing.T) {
-	for i := range 20 { // of what waits in the frozen process, any may be looked at first
+	for i := range driver.Times(20, 5) { // of what waits in the frozen process, any may be looked at first
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
 			m := newManager(t)

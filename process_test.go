@@ -175,7 +175,7 @@ func startLoad(t testing.TB, addrs ...string) *load {
 
 func (l *load) run(addr string) {
 	defer l.wg.Done()
-	pace := time.NewTicker(time.Millisecond) // a bounded load
+	pace := time.NewTicker(4 * time.Millisecond) // a bounded load
 	defer pace.Stop()
 	for i := 0; !l.stop.Load(); i++ {
 		pid, err := l.once(addr, strconv.Itoa(i))
@@ -551,7 +551,7 @@ func TestTimedOutSuccessorIsGoneWhenRestartReturns(t *testing.T) {
 	s := driver.Command{
 		Path: string(link),
 		// The first does not know of the faults.
-		Args: tcp("-mode", "ownloop", "-start-timeout", "5s", "-faults", string(faults)+"/now"),
+		Args: tcp("-mode", "ownloop", "-start-timeout", "3s", "-faults", string(faults)+"/now"),
 	}.Start(t)
 	first := s.Ready(1)
 	if err := os.Symlink(string(faults), string(faults)+"/now"); err != nil {

@@ -28,11 +28,12 @@ func supervised(t *testing.T, args ...string) (s *driver.Server, supervisor, fir
 	return s, s.First(), s.Ready(1)
 }
 
-// restartUnderLoad restarts some times, which is what restart does once, while
-// clients send requests. It returns the last generation. What the manager knows
-// of shall stay as it is: sees returns the process ids.
-func restartUnderLoad(t *testing.T, s *driver.Server, restarts int, restart func(), sees func() []int) *driver.Process {
+// restartUnderLoad restarts up to so many times, which is what restart does once, while
+// clients send requests. It returns the last generation, and how many restarts there were.
+// What the manager knows of shall stay as it is: sees returns the process ids.
+func restartUnderLoad(t *testing.T, s *driver.Server, atMost int, restart func(), sees func() []int) (last *driver.Process, restarts int) {
 	t.Helper()
+	restarts = driver.Times(atMost, 5)
 	current, known := s.Ready(1), sees()
 	load := driver.StartLoad(t, current.Addrs[0], "/pid")
 	for n := range restarts {
@@ -49,7 +50,7 @@ func restartUnderLoad(t *testing.T, s *driver.Server, restarts int, restart func
 	if n := s.Count("restart: started pid"); n != restarts {
 		t.Errorf("%d restarts were asked for, %d begun", restarts, n)
 	}
-	return current
+	return current, restarts
 }
 
 // inState waits until a process is in one of the states, see proc(5).
@@ -71,7 +72,7 @@ func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	}
 
 	descriptors := len(supervisor.Descriptors())
-	last := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return []int{supervisor.Parent()} })
+	last, restarts := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return []int{supervisor.Parent()} })
 	descriptors++ // it is asked how the last one will end
 	if now := supervisor.Descriptors(); len(now) != descriptors {
 		t.Errorf("the supervisor had %d descriptors, and has %v", descriptors, now)
@@ -85,8 +86,8 @@ func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	if zombies := append(supervisor.Zombies(), last.Zombies()...); len(zombies) > 0 {
 		t.Errorf("zombies: %v", zombies)
 	}
-	if n, own := s.Count("^supervised pid="), s.Count(fmt.Sprintf("^supervised pid=%d$", supervisor.Pid)); n != 21 || own != 0 {
-		t.Errorf("Supervise has returned in %d processes, %d times in the supervisor; want in 21 generations", n, own)
+	if n, own := s.Count("^supervised pid="), s.Count(fmt.Sprintf("^supervised pid=%d$", supervisor.Pid)); n != restarts+1 || own != 0 {
+		t.Errorf("Supervise has returned in %d processes, %d times in the supervisor; want in %d generations", n, own, restarts+1)
 	}
 
 	supervisor.Signal(syscall.SIGTERM)
@@ -683,20 +684,21 @@ func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 
 func TestSupervisorCostsNothingWhileGenerationsServe(t *testing.T) {
 	s, supervisor, first := supervised(t)
-	load := driver.StartLoad(t, first.Addrs[0], "/pid")
+	load := driver.StartPacedLoad(t, first.Addrs[0], "/pid", time.Millisecond)
 	supervisor.Signal(syscall.SIGUSR2)
 	s.Ready(2)
 	first.Wait()
+	requests := driver.Times(4000, 4)
 	var used time.Duration
 	for range 5 { // what the restart has cost may be counted late
 		before := supervisor.CPU()
-		load.More(4000)
+		load.More(requests)
 		if used = supervisor.CPU() - before; used == 0 {
 			break
 		}
 	}
 	if used != 0 {
-		t.Errorf("the supervisor has used %v of processor time while its generation answered 4000 requests", used)
+		t.Errorf("the supervisor has used %v of processor time while its generation answered %d requests", used, requests)
 	}
 	load.NothingLost()
 	resident, own := supervisor.Memory("VmRSS"), supervisor.Memory("RssAnon")
@@ -727,7 +729,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 	s := driver.Command{Args: httpArgs("-supervise", "-orphan")}.StartAsPID1(t)
 	s.Ready(1)
 	supervisor := s.Started(2)
-	last := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return s.First().Children() })
+	last, restarts := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return s.First().Children() })
 	if last.Parent() != supervisor.Pid {
 		t.Errorf("the last generation's parent is pid %d, want %d", last.Parent(), supervisor.Pid)
 	}
@@ -738,7 +740,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 	// Nobody could continue the first process of a container; nor is it stopped.
 	supervisor.Signal(syscall.SIGTSTP)
 	supervisor.Signal(syscall.SIGUSR2)
-	s.Ready(22)
+	s.Ready(restarts + 2)
 	last.Wait()
 	supervisor.Signal(syscall.SIGTERM)
 	s.First().WaitExit(0) // of unshare, which exits as its child
@@ -829,7 +831,7 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 		load.NothingLost()
 	}
 	suspend()
-	current = restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, inForeground)
+	current, _ = restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, inForeground)
 	suspend()
 
 	answer := sleeper(t, s, current.Addrs[0], 500*time.Millisecond)
@@ -969,7 +971,7 @@ func TestRestartByPIDFile(t *testing.T) {
 				}
 			}()
 			generation := 0
-			last := restartUnderLoad(t, s, 5, func() {
+			last, _ := restartUnderLoad(t, s, 5, func() {
 				generation++
 				names(s.Ready(generation))
 				if out, err := exec.Command("sh", "-c", "kill -USR2 $(cat "+file+")").CombinedOutput(); err != nil {
@@ -1051,7 +1053,7 @@ func TestServerOutlivesTheShellsJob(t *testing.T) {
 	term.Type(fmt.Sprintf("%s %s -pidfile %s >%s 2>&1 &", driver.Binary(t), strings.Join(httpArgs(), " "), file, output))
 	s.Ready(1)
 	generation := 0
-	last := restartUnderLoad(t, s, 5, func() {
+	last, _ := restartUnderLoad(t, s, 5, func() {
 		generation++
 		driver.Eventually(t, "the file to name the generation that serves", func() bool {
 			pid, _ := readPIDFile(file)

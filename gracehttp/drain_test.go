@@ -858,9 +858,11 @@ func TestHTTP2ServesUntilItsTurn(t *testing.T) {
 			start := time.Now()
 			drained, _ := g.begin(t, handOver)
 			ask(first)
-			for n := 0; time.Since(start) < 900*time.Millisecond; n++ {
-				ask(second)                       // nobody accepts another connection
-				time.Sleep(10 * time.Millisecond) // it is a pace
+			pace := time.NewTicker(10 * time.Millisecond)
+			defer pace.Stop()
+			for time.Since(start) < 900*time.Millisecond {
+				ask(second) // nobody accepts another connection
+				<-pace.C
 			}
 			if n := g.Count().Told; n != 1 {
 				t.Errorf("%d clients are told within a second, want 1", n)

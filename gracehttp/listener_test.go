@@ -132,7 +132,7 @@ func TestWrapperIsNotInterruptedBeforeTheFirstRequest(t *testing.T) {
 				cancel()
 				<-drained
 				g.Resume()
-				time.Sleep(1200 * time.Millisecond) // the grace that it had
+				driver.Instant(t, 1200*time.Millisecond) // the grace that it had
 			}
 			c.send(kit.ProxyLine[6:] + get)
 			if resp := c.expect("server / 0"); resp.Close == calledOff {

@@ -217,7 +217,7 @@ func TestClocksGoOnOverMoves(t *testing.T) {
 				c.send(test.send)
 				c.expect("server / 0")
 			}
-			time.Sleep(timeout / 2) // what is measured
+			driver.Instant(t, timeout/2) // what is measured
 			chain[0].moveTo(t, chain[1])
 			chain[0].waitEmpty(t)
 			chain[1].moveTo(t, chain[2])

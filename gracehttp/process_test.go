@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -26,8 +25,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	flag.Set("test.parallel", "8") // most of the time the tests wait
 	os.Exit(driver.Run(m))
 }
 
@@ -305,7 +302,7 @@ func TestNothingIsLostOverRestarts(t *testing.T) {
 			s := startSite(t, protocol, "")
 			load := driver.StartLoad(t, s.addr, "/pid")
 			p := s.first
-			for n := range 5 {
+			for n := range driver.Times(5, 2) {
 				p.Signal(syscall.SIGUSR2)
 				next := s.Ready(n + 2)
 				load.Await(n + 2)
@@ -331,7 +328,8 @@ func TestNothingIsLostOverRestarts(t *testing.T) {
 // Many requests in one write, with bodies from none to large.
 func TestPipelinedRequestsAreAnsweredOverRestarts(t *testing.T) {
 	t.Parallel()
-	const restarts, clients = 4, 3
+	const clients = 3
+	restarts := driver.Times(4, 2)
 	for _, protocol := range []string{"tcp", "unix", "h2c"} { // the last one with HTTP/1
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
@@ -394,8 +392,12 @@ func pipeline(c *client, round int) error {
 // restart.
 func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 	t.Parallel()
-	const restarts, clients = 3, 4
-	for _, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
+	const clients = 4
+	restarts := driver.Times(4, 2)
+	for i, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
+		if !driver.Part(i, 2) {
+			continue
+		}
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
@@ -409,16 +411,18 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 				wg.Add(1)
 				go func() {
 					defer wg.Done()
-					pauses := time.NewTicker(20 * time.Millisecond)
+					pause := 2 * time.Millisecond
+					if i%2 == 1 {
+						pause = 20 * time.Millisecond // idle in between
+					}
+					pauses := time.NewTicker(pause)
 					defer pauses.Stop()
 					for n := 0; !stop.Load(); n++ {
 						if _, err := v.visit(strings.Repeat("b", n%4*3000)); err != nil {
 							t.Errorf("client %d: %v", i, err)
 						}
 						requests.Add()
-						if i%2 == 1 {
-							<-pauses.C // idle in between
-						}
+						<-pauses.C
 					}
 				}()
 			}
@@ -436,7 +440,7 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 			for _, v := range visitors {
 				dials += v.dials.Load()
 			}
-			if dials > clients*(restarts+1)+visitors[0].early() {
+			if dials > int32(clients*(restarts+1))+visitors[0].early() {
 				t.Errorf("%d clients have opened %d connections over %d restarts", clients, dials, restarts)
 			}
 			t.Logf("%d requests", requests.Load())
@@ -473,7 +477,7 @@ func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 				if resumed != 0 {
 					t.Error("the first session is resumed")
 				}
-				for n := range 3 {
+				for n := range driver.Times(4, 2) {
 					visit(p)
 					p.Signal(syscall.SIGUSR2)
 					next := s.Ready(n + 2)
@@ -493,8 +497,12 @@ func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 // asked.
 func TestFailedRestartKeepsServing(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range protocols {
-		for _, fault := range []string{"prestart", "exit", "kill", "hang", "unservable", "kill-ready", "exit-ready", "close-ready"} {
+	faults := []string{"prestart", "exit", "kill", "hang", "unservable", "kill-ready", "exit-ready", "close-ready"}
+	for p, protocol := range protocols {
+		for f, fault := range faults {
+			if !driver.Part(p*len(faults)+f, 3) {
+				continue
+			}
 			t.Run(protocol+" "+fault, func(t *testing.T) {
 				t.Parallel()
 				faults := driver.NewFaults(t)
@@ -549,7 +557,7 @@ func startTimeout(fault string) string {
 // moves.
 func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
+	for i, test := range []struct {
 		play   string
 		fails  bool // the predecessor serves again
 		closes bool // connections are finished here
@@ -566,7 +574,10 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 		{play: "newer", closes: true},
 		{play: "legacy", closes: true},
 	} {
-		for _, protocol := range []string{"tcp", "unix"} {
+		for p, protocol := range []string{"tcp", "unix"} {
+			if !driver.Part(2*i+p, 3) {
+				continue
+			}
 			t.Run(test.play+" "+protocol, func(t *testing.T) {
 				t.Parallel()
 				link := driver.NewLink(t, driver.Binary(t))
@@ -618,7 +629,10 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 // connections here: they are to be served on.
 func TestCrashIsNoRefusal(t *testing.T) {
 	t.Parallel()
-	for _, play := range []string{"take-kill", "take-exit"} {
+	for i, play := range []string{"take-kill", "take-exit"} {
+		if !driver.Part(i, 2) {
+			continue
+		}
 		t.Run(play, func(t *testing.T) {
 			t.Parallel()
 			link := driver.NewLink(t, driver.Binary(t))
@@ -779,7 +793,7 @@ func TestConnectionsAreNotPassedToOneThatIsAboutToEnd(t *testing.T) {
 	faults.Clear(t, "short-drain")
 	second.Signal(syscall.SIGUSR2)
 	s.Ready(3)
-	time.Sleep(1600 * time.Millisecond) // of 2 seconds
+	driver.Instant(t, 1600*time.Millisecond) // of 2 seconds
 	busy.finish(s.first)
 	busy.send(getPid)
 	busy.expectPid(s.first)

@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	splitFor  = flag.Duration("split", 3*time.Second, "How long clients send what is cut at random, over restarts.")
+	splitFor  = flag.Duration("split", 0, "How long clients send what is cut at random, over restarts, if not as long as usual.")
 	splitSeed = flag.Uint64("split-seed", 0, "What decides how; random if 0.")
 )
 
@@ -35,11 +35,15 @@ func TestRequestsCutAtRandomRunOnce(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("-split-seed %d", seed)
+	length := *splitFor
+	if length == 0 {
+		length = time.Duration(driver.Times(3, 3)) * time.Second
+	}
 	for _, protocol := range []string{"tcp", "unix"} {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
-			ctx, cancel := context.WithTimeout(context.Background(), *splitFor)
+			ctx, cancel := context.WithTimeout(context.Background(), length)
 			defer cancel()
 			var wg sync.WaitGroup
 			clients := make([]*splitter, 6)
@@ -53,7 +57,7 @@ func TestRequestsCutAtRandomRunOnce(t *testing.T) {
 			}
 			moments, p, restarts := rand.New(rand.NewPCG(seed, 1000)), s.first, 0
 			for ctx.Err() == nil {
-				time.Sleep(time.Duration(moments.IntN(200)) * time.Millisecond) // at any moment
+				driver.Instant(t, time.Duration(moments.IntN(200))*time.Millisecond)
 				restarts++
 				p.Signal(syscall.SIGUSR2)
 				next := s.Ready(restarts + 1)

@@ -22,7 +22,7 @@ func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 	for _, apart := range []time.Duration{-1, 0, 300 * time.Millisecond} {
 		t.Run(fmt.Sprint("apart=", apart), func(t *testing.T) {
 			t.Parallel()
-			for range 3 {
+			for range driver.Times(3, 3) {
 				s := startSite(t, "tcp", "")
 				// One takes longer than it takes until the second signal.
 				held := s.connect()
@@ -30,7 +30,7 @@ func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 				lost := keepBusy(t, s.addr, "/takes?duration=5ms", func() {
 					s.first.Signal(syscall.SIGTERM)
 					if apart >= 0 {
-						time.Sleep(apart)
+						driver.Instant(t, apart)
 						s.first.Signal(syscall.SIGTERM)
 					}
 					s.Line("^drain-hook")

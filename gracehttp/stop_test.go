@@ -104,7 +104,7 @@ func stopNetHTTP(tb testing.TB, handler time.Duration) (lost int) {
 
 func TestStopLosesNothingOfBusyClients(t *testing.T) {
 	for _, handler := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
-		for range 4 {
+		for range driver.Times(4, 2) {
 			if lost := stopOurs(t, handler); lost != 0 {
 				t.Errorf("with handlers that take %v, %d requests are lost", handler, lost)
 			}
@@ -225,7 +225,7 @@ func TestLameDuckServes(t *testing.T) {
 	for _, kind := range []string{"tcp", "tls"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: takes(5 * time.Millisecond)}, 10*time.Second)
+			g := serveKind(t, kind, &http.Server{Handler: takes(5 * time.Millisecond)}, 3*time.Second)
 			g.app.drainRate = 1
 			var clients []*client
 			for range 4 {

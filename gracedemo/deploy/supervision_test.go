@@ -154,12 +154,12 @@ func nobodyLeft(t *testing.T) {
 	}
 }
 
-// restartUnderLoad restarts 20 times, and waits each time until another process
+// restartUnderLoad restarts up to 20 times, and waits each time until another process
 // answers. No request may be lost.
 func restartUnderLoad(t *testing.T, restart func(n int)) {
 	t.Helper()
 	load := driver.StartLoad(t, address, path)
-	const restarts = 20
+	restarts := driver.Times(20, 5)
 	for n := range restarts {
 		restart(n)
 		load.Await(n + 2)

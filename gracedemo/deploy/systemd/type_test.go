@@ -25,7 +25,7 @@ func TestPIDFileDoesNotStickInReloading(t *testing.T) {
 	d := newDemoWith(t, "gracedemo.service", "-pidfile "+file, "RuntimeDirectory=reloaded", "PIDFile="+file)
 	d.Do("start")
 	pid := d.MainPID()
-	for n := range 40 {
+	for n := range driver.Times(40, 8) {
 		d.Do("reload")
 		pid = awaitAnotherThan(t, d.addr, pid)
 		awaitMain(t, d.Unit, pid)

@@ -1,0 +1,60 @@
+//go:build unix
+
+package driver
+
+import (
+	"flag"
+	"os"
+	"runtime"
+	"strconv"
+	"testing"
+)
+
+// EnvTest is the variable that says how much of the large tables and loops is played:
+// with "all" every row, else some, and with -short one.
+const EnvTest = "GRACE_TEST"
+
+var all = os.Getenv(EnvTest) == "all"
+
+// Part reports whether the i-th row of a table, from 0 on, is played: one in so many is
+// where not all are.
+func Part(i, of int) bool {
+	switch {
+	case all:
+		return true
+	case testing.Short():
+		return i == 0
+	default:
+		return i%of == 0
+	}
+}
+
+// Times returns how many of n times something is done: one in so many where not all are.
+func Times(n, of int) int {
+	switch {
+	case all:
+		return n
+	case testing.Short():
+		return 1
+	default:
+		return max(n/of, 1)
+	}
+}
+
+// NotShort skips the test with -short.
+func NotShort(tb testing.TB) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skip("takes too long for -short")
+	}
+}
+
+// sideBySide lets more tests run at a time than there are processors, since they wait for
+// processes more than they work, unless a flag says how many.
+func sideBySide() {
+	const tests = 8
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		f.Value.Set(strconv.Itoa(max(tests, runtime.GOMAXPROCS(0))))
+	}
+}
