@@ -40,10 +40,10 @@ func TestServiceAsItStands(t *testing.T) {
 		h := hold(t, "127.0.0.1:48568", "/sleep/")
 		u.Do("reload")
 		pid := awaitAnotherThan(t, "127.0.0.1:48569", old)
-		awaitStatus(t, u, fmt.Sprintf("Main PID: %d (gracedemo)", old), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
+		u.AwaitStatus(fmt.Sprintf("Main PID: %d (gracedemo)", old), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
 		h.finish(old)
 		awaitMain(t, u, pid)
-		awaitStatus(t, u, fmt.Sprintf("Main PID: %d (gracedemo)", pid), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
+		u.AwaitStatus(fmt.Sprintf("Main PID: %d (gracedemo)", pid), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
 		old = pid
 	}
 	stop()
