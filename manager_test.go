@@ -322,12 +322,20 @@ func (h *held) finish(p *driver.Process) {
 func sleeper(t *testing.T, s *driver.Server, addr string, d time.Duration) <-chan int {
 	t.Helper()
 	mark := s.Mark()
-	answer := make(chan int, 1)
+	answer, done := make(chan int, 1), make(chan struct{})
+	t.Cleanup(func() { <-done })
+	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("http://%s/sleep?duration=%v", addr, d), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	go func() {
+		defer close(done)
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-		resp, err := client.Get(fmt.Sprintf("http://%s/sleep?duration=%v", addr, d))
+		resp, err := client.Do(req)
 		if err != nil {
-			t.Errorf("a request that takes %v: %v", d, err)
+			if t.Context().Err() == nil {
+				t.Errorf("a request that takes %v: %v", d, err)
+			}
 			answer <- 0
 			return
 		}

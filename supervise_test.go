@@ -309,20 +309,16 @@ func TestSecondStopEndsADrainingPredecessorToo(t *testing.T) {
 func TestStopSentToAllProcessesIsOneStop(t *testing.T) {
 	t.Parallel()
 	s, supervisor, first := supervised(t)
-	one := sleeper(t, s, first.Addrs[0], time.Second)
+	one := hold(t, first.Addrs[0])
 	supervisor.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", first.Pid)) // it accepts no more
-	other := sleeper(t, s, second.Addrs[0], 500*time.Millisecond)
+	other := hold(t, second.Addrs[0])
 	for _, p := range []*driver.Process{first, second, supervisor} {
 		p.Signal(syscall.SIGTERM)
 	}
-	if pid := <-one; pid != first.Pid {
-		t.Errorf("pid %d answers, want the predecessor, %d", pid, first.Pid)
-	}
-	if pid := <-other; pid != second.Pid {
-		t.Errorf("pid %d answers, want the successor, %d", pid, second.Pid)
-	}
+	other.finish(second)
+	one.finish(first)
 	supervisor.WaitExit(0)
 	s.WaitEnd()
 }

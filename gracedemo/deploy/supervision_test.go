@@ -149,9 +149,15 @@ func supervises(t *testing.T, pid string) {
 // nobodyLeft fails the test if a demo still runs.
 func nobodyLeft(t *testing.T) {
 	t.Helper()
-	if out, _ := exec.Command("pgrep", "-x", "gracedemo").Output(); len(out) > 0 {
-		t.Errorf("after the stop these still run: %s", out)
+	if left := demosLeft(); len(left) > 0 {
+		t.Errorf("after the stop these still run: %s", left)
 	}
+}
+
+// demosLeft returns the process ids of demos that are listed.
+func demosLeft() []byte {
+	out, _ := exec.Command("pgrep", "-x", "gracedemo").Output()
+	return out
 }
 
 // restartUnderLoad restarts up to 20 times, and waits each time until another process
