@@ -21,7 +21,7 @@ import (
 // http.Server.Shutdown, GracefulStop and the like close their listeners first, and tell
 // their connections then.
 func TestListenersMayBeClosedInADrain(t *testing.T) {
-	for name, sig := range map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2} {
+	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -112,7 +112,7 @@ func TestCleanUpIsNotEndedByTheNextSignal(t *testing.T) {
 // A hook that hangs makes nobody deaf: neither to a restart that it asks for itself, nor to
 // a signal that is insisted on.
 func TestHookThatHangsAtTheEnd(t *testing.T) {
-	for name, sig := range map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2} {
+	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)

@@ -463,12 +463,12 @@ func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
 
 func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 	t.Parallel()
-	for fault, why := range map[string]string{
+	for fault, why := range driver.SomeOf(map[string]string{
 		"exit":     "exit status 2",
 		"kill":     "signal: killed",
 		"hang":     "not ready within",
 		"prestart": "before the start",
-	} {
+	}, 1) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			m := newManager(t)
@@ -1078,7 +1078,7 @@ func TestPIDFileIsNeverGoneNorHalfWritten(t *testing.T) {
 
 func TestPIDFileAfterAFailedRestart(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []string{"exit", "kill-ready"} {
+	for _, fault := range driver.Some([]string{"exit", "kill-ready"}, 1) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)

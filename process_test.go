@@ -161,6 +161,8 @@ type load struct {
 }
 
 func startLoad(t testing.TB, addrs ...string) *load {
+	t.Helper()
+	driver.NotShort(t)
 	l := &load{t: t, pids: map[int]int{}}
 	for _, addr := range addrs {
 		for range 2 {
@@ -323,7 +325,7 @@ func TestInheritErrorsNameTheDescriptor(t *testing.T) {
 	_, server := connect(t, listen(t))
 	connected := fileOf(t, server.(interface{ File() (*os.File, error) }))
 
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name  string
 		fds   string
 		files []*os.File
@@ -342,7 +344,7 @@ func TestInheritErrorsNameTheDescriptor(t *testing.T) {
 		{"a device", "1", []*os.File{device}, "descriptor 3 is a device, not a listening socket"},
 		{"a datagram socket", "3", []*os.File{listening, udp, listening}, "descriptor 4 is a datagram socket, not a listening socket"},
 		{"a connection", "2", []*os.File{connected, listening}, "descriptor 3 is a socket that does not listen, not a listening socket"},
-	} {
+	}, 2) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := announced(t, test.fds, test.files, "-mode", "inherit").Start(t)
@@ -406,7 +408,7 @@ func peakMemory(t testing.TB, p *driver.Process) int {
 // The loop of such a program calls Restart, and ends on the SIGTERM that follows.
 func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"ownloop", "netloop"} {
+	for _, mode := range driver.Some([]string{"ownloop", "netloop"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "s")
@@ -442,7 +444,7 @@ func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 // The kernel ends all processes of a container when its first one ends.
 func TestFirstProcessOfAContainerStays(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "ownloop"} {
+	for _, mode := range driver.Some([]string{"grace", "ownloop"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := driver.Command{Args: tcp("-mode", mode)}.StartAsPID1(t)
@@ -467,7 +469,7 @@ func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 			return path
 		}
 	}
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name    string
 		fault   string
 		program func(t *testing.T) string // to move the link to
@@ -489,7 +491,7 @@ func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 			`starting \S+: (fork/exec \S+: )?no such file or directory$`},
 		{"other program", "", program("#!/bin/sh\nexit 7\n", 0o700), "exit-7",
 			`successor \S+: exit status 7 after \S+ \(before it was ready\)$`},
-	} {
+	}, 2) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			link := driver.NewLink(t, driver.Binary(t))
@@ -577,7 +579,7 @@ func TestTimedOutSuccessorIsGoneWhenRestartReturns(t *testing.T) {
 func TestSocketsNeverBecomeBlocking(t *testing.T) {
 	t.Parallel()
 	driver.NeedProc(t)
-	for _, mode := range []string{"grace", "bare", "ownloop", "netloop"} {
+	for _, mode := range driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -761,13 +763,13 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 		}
 		return found
 	}
-	for name, c := range map[string]driver.Command{
+	for name, c := range driver.SomeOf(map[string]driver.Command{
 		"activated": announced(t, "1", []*os.File{f}),
 		"leaked": {
 			Args: tcp(),
 			Env:  []string{"LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_PIDFDID=2"},
 		},
-	} {
+	}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := c.Start(t)
@@ -790,7 +792,7 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 // stranger, whatever the environment says.
 func TestParentThatIsAStrangerGetsNoSignal(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "netloop"} {
+	for _, mode := range driver.Some([]string{"grace", "netloop"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := driver.Command{
@@ -931,14 +933,14 @@ func TestReplacedBinaryIsWhatRuns(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "server")
 	copyProgram(t, path, driver.Binary(t))
-	for name, c := range map[string]driver.Command{
+	for name, c := range driver.SomeOf(map[string]driver.Command{
 		"absolute": {Path: path, Args: tcp()},
 		"relative": {Path: "./server", Dir: dir, Args: tcp()},
 		"looked up": {
 			// As a shell would find it in its PATH.
 			Path: path, Argv0: "server", Args: tcp(), Env: []string{"PATH=" + dir + ":/usr/bin:/bin"},
 		},
-	} {
+	}, 1) {
 		t.Run(name, func(t *testing.T) {
 			s := c.Start(t)
 			first := s.Ready(1)

@@ -206,7 +206,7 @@ func TestRestartSignalWaitsForTheFirstGeneration(t *testing.T) {
 func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
 	type server = driver.Server
-	for name, test := range map[string]struct {
+	for name, test := range driver.SomeOf(map[string]struct {
 		want  int
 		fault string
 		args  []string
@@ -256,7 +256,7 @@ func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 			s.First().Signal(syscall.SIGTERM)
 			s.Line(fmt.Sprintf("^failed pid=%d", first.Pid))
 		}},
-	} {
+	}, 2) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -392,7 +392,7 @@ func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 
 func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "bare", "ownloop", "netloop"} {
+	for _, mode := range driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
@@ -459,7 +459,7 @@ func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 
 func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	for name, restarted := range map[string]bool{"first": false, "successor": true} {
+	for name, restarted := range driver.SomeOf(map[string]bool{"first": false, "successor": true}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -483,7 +483,7 @@ func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 
 func TestProgramsWithTheirOwnLoopGetSIGTERMWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"ownloop", "netloop"} {
+	for _, mode := range driver.Some([]string{"ownloop", "netloop"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
@@ -845,7 +845,7 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 
 func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 	t.Parallel()
-	for _, suspended := range []bool{false, true} {
+	for _, suspended := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("suspended=%v", suspended), func(t *testing.T) {
 			t.Parallel()
 			term := driver.StartTerminal(t)
@@ -938,7 +938,7 @@ func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 // The ways of those who know the process by its file: monit, or a script.
 func TestRestartByPIDFile(t *testing.T) {
 	t.Parallel()
-	for _, supervise := range []bool{false, true} {
+	for _, supervise := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("supervised=%v", supervise), func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(t.TempDir(), "server.pid")

@@ -17,8 +17,8 @@ import (
 
 func TestStopWaitsForOpenConnections(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "bare"} {
-		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+	for _, mode := range driver.Some([]string{"grace", "bare"}, 1) {
+		for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 1) {
 			t.Run(mode+" "+sig.String(), func(t *testing.T) {
 				t.Parallel()
 				s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "127.0.0.1:0")
@@ -90,11 +90,11 @@ func TestTermTimeoutSaysWhatIsLeft(t *testing.T) {
 
 func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 	t.Parallel()
-	for _, signals := range [][2]syscall.Signal{
+	for _, signals := range driver.Some([][2]syscall.Signal{
 		{syscall.SIGTERM, syscall.SIGTERM},
 		{syscall.SIGINT, syscall.SIGINT},
 		{syscall.SIGTERM, syscall.SIGINT},
-	} {
+	}, 1) {
 		t.Run(signals[0].String()+" "+signals[1].String(), func(t *testing.T) {
 			t.Parallel()
 			s := driver.Start(t, tcp()...)
@@ -161,7 +161,7 @@ func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "plain", "bare"} {
+	for _, mode := range driver.Some([]string{"grace", "plain", "bare"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			args := tcp("-mode", mode)

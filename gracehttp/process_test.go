@@ -260,7 +260,7 @@ const getPid = "GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
 
 func TestRestartMovesConnections(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tcp", "unix", "h2c"} { // the last one with HTTP/1
+	for _, protocol := range driver.Some([]string{"tcp", "unix", "h2c"}, 1) { // the last one with HTTP/1
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
@@ -296,7 +296,7 @@ func TestRestartMovesConnections(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tcp", "unix"} {
+	for _, protocol := range driver.Some([]string{"tcp", "unix"}, 1) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
@@ -330,7 +330,7 @@ func TestPipelinedRequestsAreAnsweredOverRestarts(t *testing.T) {
 	t.Parallel()
 	const clients = 3
 	restarts := driver.Times(4, 2)
-	for _, protocol := range []string{"tcp", "unix", "h2c"} { // the last one with HTTP/1
+	for _, protocol := range driver.Some([]string{"tcp", "unix", "h2c"}, 1) { // the last one with HTTP/1
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
@@ -450,8 +450,8 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 
 func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tls", "h2"} {
-		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+	for _, protocol := range driver.Some([]string{"tls", "h2"}, 1) {
+		for _, version := range driver.Some([]uint16{tls.VersionTLS12, tls.VersionTLS13}, 1) {
 			t.Run(protocol+" "+tls.VersionName(version), func(t *testing.T) {
 				t.Parallel()
 				s := startSite(t, protocol, "", "-idle-grace", "10ms")
@@ -686,7 +686,7 @@ func TestHungSuccessorInAShortDrain(t *testing.T) {
 // is left, the predecessor still serves again, all there is.
 func TestServesAgainAfterShutdown(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range protocols {
+	for _, protocol := range driver.Some(protocols, 2) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "", "-idle-grace", "10ms")
@@ -729,7 +729,7 @@ func TestServesAgainAfterShutdown(t *testing.T) {
 // What arrives at a process that is itself draining goes on to its successor.
 func TestConnectionsArePassedOn(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tcp", "unix"} {
+	for _, protocol := range driver.Some([]string{"tcp", "unix"}, 1) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
@@ -805,7 +805,7 @@ func TestConnectionsAreNotPassedToOneThatIsAboutToEnd(t *testing.T) {
 // they were offered to its successor, and that one has failed.
 func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {
 	t.Parallel()
-	for _, play := range []string{"take-kill", "take-refuse", "ready-kill"} {
+	for _, play := range driver.Some([]string{"take-kill", "take-refuse", "ready-kill"}, 1) {
 		t.Run(play, func(t *testing.T) {
 			t.Parallel()
 			link := driver.NewLink(t, driver.Binary(t))

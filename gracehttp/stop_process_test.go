@@ -19,7 +19,7 @@ import (
 // timeout(1) and ExecStop=kill do.
 func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 	t.Parallel()
-	for _, apart := range []time.Duration{-1, 0, 300 * time.Millisecond} {
+	for _, apart := range driver.Some([]time.Duration{-1, 0, 300 * time.Millisecond}, 1) {
 		t.Run(fmt.Sprint("apart=", apart), func(t *testing.T) {
 			t.Parallel()
 			for range driver.Times(3, 3) {
@@ -111,7 +111,7 @@ func TestHijackedConnectionKeepsNoProcess(t *testing.T) {
 // What follows Serve in main is not ended by a signal that comes again.
 func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 	t.Parallel()
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGUSR2} {
+	for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGUSR2}, 1) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -132,7 +132,7 @@ func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 // or says who the client is as any other.
 func TestWrapperServesAgain(t *testing.T) {
 	t.Parallel()
-	for _, wrapper := range []string{"proxy", "limit", "tls", "h2"} {
+	for _, wrapper := range driver.Some([]string{"proxy", "limit", "tls", "h2"}, 2) {
 		t.Run(wrapper, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)

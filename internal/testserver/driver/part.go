@@ -4,8 +4,11 @@ package driver
 
 import (
 	"flag"
+	"iter"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"testing"
 )
@@ -56,5 +59,26 @@ func sideBySide() {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		f.Value.Set(strconv.Itoa(max(tests, runtime.GOMAXPROCS(0))))
+	}
+}
+
+// Some returns the rows of a table that are played, see Part.
+func Some[T any](rows []T, of int) (some []T) {
+	for i, row := range rows {
+		if Part(i, of) {
+			some = append(some, row)
+		}
+	}
+	return some
+}
+
+// SomeOf is Some for a table whose rows have names: in the order of those.
+func SomeOf[V any](rows map[string]V, of int) iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for _, name := range Some(slices.Sorted(maps.Keys(rows)), of) {
+			if !yield(name, rows[name]) {
+				return
+			}
+		}
 	}
 }
