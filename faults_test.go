@@ -959,6 +959,7 @@ const rowsAtOnce = 6
 
 func TestFaults(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	driver.Binary(t)
 	all := faults()
 	next := make(chan fault)

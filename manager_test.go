@@ -564,6 +564,7 @@ func TestRestartSignalsWhileOneIsUnderWayDoNotStayReloading(t *testing.T) {
 // predecessor may still have to hear of it.
 func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := driver.Start(t, httpArgs()...)
 	p := s.Ready(1)
 	load := driver.StartLoad(t, p.Addrs[0], "/pid")

@@ -161,8 +161,6 @@ type load struct {
 }
 
 func startLoad(t testing.TB, addrs ...string) *load {
-	t.Helper()
-	driver.NotShort(t)
 	l := &load{t: t, pids: map[int]int{}}
 	for _, addr := range addrs {
 		for range 2 {
@@ -408,6 +406,7 @@ func peakMemory(t testing.TB, p *driver.Process) int {
 // The loop of such a program calls Restart, and ends on the SIGTERM that follows.
 func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, mode := range driver.Some([]string{"ownloop", "netloop"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -444,6 +443,7 @@ func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 // The kernel ends all processes of a container when its first one ends.
 func TestFirstProcessOfAContainerStays(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, mode := range driver.Some([]string{"grace", "ownloop"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -993,6 +993,7 @@ func TestMovedSymlinkIsFollowed(t *testing.T) {
 // go run waits for the first generation, and may then remove the program.
 func TestGoRun(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	goTool, err := exec.LookPath("go")
 	if err != nil {
 		t.Skip("no go command here")

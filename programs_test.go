@@ -147,6 +147,7 @@ func TestListenFDSWithoutListenPID(t *testing.T) {
 // The program file says who the parent is where the command line cannot.
 func TestLiveUpgradeOfAProgramThatChangesItsArguments(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	driver.NeedProc(t)
 	path := filepath.Join(t.TempDir(), "server")
 	copyProgram(t, path, driver.Original(t))
@@ -197,6 +198,7 @@ func TestStopWhileAnotherProgramHangsIsAStop(t *testing.T) {
 // process.
 func TestRestartsInASandbox(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
 		t.Skip("no sandbox here")
 	}
@@ -234,6 +236,7 @@ func TestRestartsInASandbox(t *testing.T) {
 // as long as they like.
 func TestProgramThatSignalsItsParentDecidesByItself(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	faults := driver.NewFaults(t)
 	s := driver.Start(t, tcp("-mode", "netloop", "-faults", string(faults))...)
 	generation := s.Ready(1)

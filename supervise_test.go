@@ -63,6 +63,7 @@ func inState(t *testing.T, s *driver.Server, p *driver.Process, states string) {
 
 func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s, supervisor, first := supervised(t)
 	if first.Pid == supervisor.Pid || first.Parent() != supervisor.Pid {
 		t.Fatalf("the first generation, pid %d, has parent %d, want the process that was started, %d", first.Pid, first.Parent(), supervisor.Pid)
@@ -615,6 +616,7 @@ func TestStatesReachTheManagerFromTheSupervisor(t *testing.T) {
 
 func TestSocketsOfTheManagerReachTheGenerations(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	activate, err := exec.LookPath("systemd-socket-activate")
 	if err != nil {
 		t.Skip("no systemd-socket-activate here")
@@ -679,6 +681,7 @@ func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 }
 
 func TestSupervisorCostsNothingWhileGenerationsServe(t *testing.T) {
+	driver.NotShort(t)
 	s, supervisor, first := supervised(t)
 	load := driver.StartPacedLoad(t, first.Addrs[0], "/pid", time.Millisecond)
 	supervisor.Signal(syscall.SIGUSR2)
@@ -722,6 +725,7 @@ func TestSupervisorUnderNohupOutlivesTheHangup(t *testing.T) {
 
 func TestSupervisorAsPID1(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := driver.Command{Args: httpArgs("-supervise", "-orphan")}.StartAsPID1(t)
 	s.Ready(1)
 	supervisor := s.Started(2)
@@ -745,6 +749,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 
 func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := driver.Command{Args: httpArgs("-supervise")}.StartAsPID1(t)
 	s.Ready(1).Signal(syscall.SIGKILL)
 	s.First().WaitExit(128 + 9)
@@ -753,6 +758,7 @@ func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 
 func TestSupervisorUnderTini(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	tini, err := exec.LookPath("tini")
 	if err != nil {
 		t.Skip("no tini here")
@@ -792,6 +798,7 @@ func childrenOf(t *testing.T, pid int) (children []int) {
 // same job over restarts.
 func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)
 	term.Type(fmt.Sprintf("%s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output))
@@ -845,6 +852,7 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 
 func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, suspended := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("suspended=%v", suspended), func(t *testing.T) {
 			t.Parallel()
@@ -871,6 +879,7 @@ func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 // Ctrl-Z stops.
 func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s, output := driver.Follow(t)
 	command := fmt.Sprintf("exec %s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output)
 	term := driver.StartTerminal(t, "sh", "-c", command)
@@ -892,6 +901,7 @@ func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 // The terminal stops what writes to it or reads from it in the background.
 func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	dir, err := os.MkdirTemp("", "tostop") // a short path
 	if err != nil {
 		t.Fatal(err)
@@ -938,6 +948,7 @@ func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 // The ways of those who know the process by its file: monit, or a script.
 func TestRestartByPIDFile(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, supervise := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("supervised=%v", supervise), func(t *testing.T) {
 			t.Parallel()
@@ -1043,6 +1054,7 @@ func TestPIDFileOfAKilledProcessIsReplaced(t *testing.T) {
 // with the first generation, and the server goes on.
 func TestServerOutlivesTheShellsJob(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	file := filepath.Join(t.TempDir(), "server.pid")
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)

@@ -52,6 +52,7 @@ func freePort(t testing.TB) string {
 
 func TestSocketActivation(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	driver.NeedProc(t)
 	path := filepath.Join(t.TempDir(), "s")
 	one, two := freePort(t), freePort(t)
@@ -169,6 +170,7 @@ func TestActivatedProcessStopsAccepting(t *testing.T) {
 // back, and again.
 func TestLiveUpgradeFromAndToLegacy(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, mode := range driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -240,6 +242,7 @@ func TestUnixPathSurvivesUpgrades(t *testing.T) {
 // A legacy successor that fails is noticed as any other.
 func TestLegacySuccessorThatFails(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for fault, want := range driver.SomeOf(map[string]string{
 		"exit": `restart failed: .*exit status 2 after .*; still serving with pid`,
 		"kill": `restart failed: .*signal: killed after .*; still serving with pid`,

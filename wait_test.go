@@ -161,6 +161,7 @@ func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, mode := range driver.Some([]string{"grace", "plain", "bare"}, 1) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

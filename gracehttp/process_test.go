@@ -296,6 +296,7 @@ func TestRestartMovesConnections(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, protocol := range driver.Some([]string{"tcp", "unix"}, 1) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
@@ -392,6 +393,7 @@ func pipeline(c *client, round int) error {
 // restart.
 func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	const clients = 4
 	restarts := driver.Times(4, 2)
 	for i, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
@@ -837,6 +839,7 @@ func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {
 
 func TestManyIdleConnectionsMove(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := startSite(t, "tcp", "")
 	var clients []*client
 	for range 600 { // more than two batches

@@ -30,6 +30,7 @@ var (
 // request runs once, and one whose client has gone at most once.
 func TestRequestsCutAtRandomRunOnce(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	seed := *splitSeed
 	if seed == 0 {
 		seed = rand.Uint64()

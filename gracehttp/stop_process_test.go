@@ -19,6 +19,7 @@ import (
 // timeout(1) and ExecStop=kill do.
 func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	for _, apart := range driver.Some([]time.Duration{-1, 0, 300 * time.Millisecond}, 1) {
 		t.Run(fmt.Sprint("apart=", apart), func(t *testing.T) {
 			t.Parallel()

@@ -41,7 +41,7 @@ type Load struct {
 // busy, four that leave it idle in between, two that open one for each request.
 const loadClients = 8
 
-// StartLoad starts the clients, for which -short has no time. The answer to a GET of path must be 200 OK, and
+// StartLoad starts the clients. The answer to a GET of path must be 200 OK, and
 // the last number in it the process that gives it.
 func StartLoad(tb testing.TB, addr, path string) *Load {
 	tb.Helper()
@@ -51,7 +51,6 @@ func StartLoad(tb testing.TB, addr, path string) *Load {
 // StartPacedLoad is StartLoad with a pause between two requests of a busy client.
 func StartPacedLoad(tb testing.TB, addr, path string, pause time.Duration) *Load {
 	tb.Helper()
-	NotShort(tb)
 	l := &Load{tb: tb, pause: pause, stop: make(chan struct{}), pids: map[string]int{}}
 	request := "GET " + path + " HTTP/1.1\r\nHost: load\r\n"
 	for i := range loadClients {

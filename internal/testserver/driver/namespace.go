@@ -16,7 +16,6 @@ import (
 // say of themselves are numbers of that namespace; a Process has the machine's.
 func (c Command) StartAsPID1(tb testing.TB) *Server {
 	tb.Helper()
-	NotShort(tb)
 	unshare := []string{"--pid", "--fork", "--mount-proc", "--kill-child", "--"}
 	if out, err := exec.Command("unshare", append(unshare, "true")...).CombinedOutput(); err != nil {
 		tb.Skipf("no PID namespace here: unshare: %v: %s", err, out)

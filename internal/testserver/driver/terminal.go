@@ -21,7 +21,6 @@ type Terminal struct {
 // the test ends, and a shell in it has ended then.
 func StartTerminal(tb testing.TB, command ...string) *Terminal {
 	tb.Helper()
-	NotShort(tb)
 	if _, err := exec.LookPath("tmux"); err != nil {
 		tb.Skip("no tmux here: ", err)
 	}
