@@ -43,7 +43,7 @@ func TestStopInADrain(t *testing.T) {
 				if at.plain && how.name != "stop" {
 					continue
 				}
-				if i++; !driver.Part(i-1, 5) {
+				if i++; !driver.Part(i-1, 8) {
 					continue
 				}
 				t.Run(mode+"/"+how.name+"/"+at.name, func(t *testing.T) {
@@ -118,8 +118,11 @@ func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 // Three generations: the second one drains, too, and is the main process.
 func TestStopInTwoDrains(t *testing.T) {
 	t.Parallel()
-	for _, mode := range killModes {
+	for m, mode := range killModes {
 		for _, last := range []int{0, 1, 2} {
+			if !driver.Part(3*m+last, 4) {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s/generation %d last", mode, last+1), func(t *testing.T) {
 				t.Parallel()
 				d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "Restart=on-failure", "KillMode="+mode)
@@ -156,7 +159,7 @@ func TestStopInTwoDrains(t *testing.T) {
 // A predecessor that stands by is the main process.
 func TestStopInTheStandby(t *testing.T) {
 	t.Parallel()
-	for _, mode := range killModes {
+	for _, mode := range driver.Some(killModes, 3) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "KillMode="+mode)

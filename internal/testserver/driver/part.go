@@ -52,6 +52,14 @@ func NotShort(tb testing.TB) {
 	}
 }
 
+// OnlyAll skips the test where not all is played.
+func OnlyAll(tb testing.TB) {
+	tb.Helper()
+	if !all {
+		tb.Skipf("takes too long without %s=all", EnvTest)
+	}
+}
+
 // sideBySide lets more tests run at a time than there are processors, since they wait for
 // processes more than they work, unless a flag says how many.
 func sideBySide() {
