@@ -49,10 +49,7 @@ func TestListenersMayBeClosedInADrain(t *testing.T) {
 func TestProcessThatCannotServeAgainEnds(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)
-	s := driver.Start(t, tcp("-hooks", "-faults", string(faults))...)
-	p := s.Ready(1)
-	c := dial(t, p.Addrs[0])
-	c.servedBy(p)
+	s, p, _ := startHeld(t, tcp("-hooks", "-faults", string(faults))...)
 	faults.Set(t, "close-listeners")
 	p.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
@@ -131,10 +128,7 @@ func TestHookThatHangsAtTheEnd(t *testing.T) {
 
 func TestSignalSentTwiceIsOneSignal(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	p := s.Ready(1)
-	c := dial(t, p.Addrs[0])
-	c.servedBy(p)
+	s, p, c := startHeld(t, tcp()...)
 	p.Signal(syscall.SIGTERM) // as timeout(1) does
 	p.Signal(syscall.SIGCONT)
 	p.Signal(syscall.SIGTERM)
@@ -205,10 +199,7 @@ func TestOneWaitAtATime(t *testing.T) {
 
 func TestConnectionsOfTheProgramMove(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp("-hooks")...)
-	first := s.Ready(1)
-	c := dial(t, first.Addrs[0])
-	c.servedBy(first)
+	s, first, c := startHeld(t, tcp("-hooks")...)
 	c.say("move early", first, "no successor serves")
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)

@@ -347,6 +347,22 @@ func sleeper(t *testing.T, s *driver.Server, addr string, d time.Duration) <-cha
 	return answer
 }
 
+// managed starts an HTTP server with a service manager of its own.
+func managed(t *testing.T, args ...string) (m *manager, s *driver.Server, p *driver.Process) {
+	t.Helper()
+	m = newManager(t)
+	s = m.start(httpArgs(args...)...)
+	return m, s, s.Ready(1)
+}
+
+// managedFaulty is managed with a directory of faults to play.
+func managedFaulty(t *testing.T, args ...string) (m *manager, s *driver.Server, p *driver.Process, faults driver.Faults) {
+	t.Helper()
+	faults = driver.NewFaults(t)
+	m, s, p = managed(t, append([]string{"-faults", string(faults)}, args...)...)
+	return m, s, p, faults
+}
+
 // httpArgs is the command line of most tests here.
 func httpArgs(more ...string) []string {
 	return append([]string{"-mode", "http", "-listen", "127.0.0.1:0"}, more...)
@@ -366,9 +382,7 @@ func monotonicUsec(t *testing.T) int64 {
 
 func TestManagerHearsOfEachStepFromWhomItTrusts(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	a := s.Ready(1)
+	m, s, a := managed(t)
 	serving := m.next("READY=1")
 	if want := fmt.Sprintf("Serving with pid %d", a.Pid); serving.status() != want {
 		t.Errorf("status %q, want %q", serving.status(), want)
@@ -502,10 +516,7 @@ func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 
 func TestFailureAfterReadyLeavesALivingMainProcess(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	faults := driver.NewFaults(t)
-	s := m.start(httpArgs("-faults", string(faults))...)
-	p := s.Ready(1)
+	m, s, p, faults := managedFaulty(t)
 	h := hold(t, p.Addrs[0])
 	faults.Set(t, "kill-ready")
 	p.Signal(syscall.SIGUSR2)
@@ -523,10 +534,7 @@ func TestFailureAfterReadyLeavesALivingMainProcess(t *testing.T) {
 
 func TestRestartSignalsWhileOneIsUnderWayDoNotStayReloading(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	faults := driver.NewFaults(t)
-	s := m.start(httpArgs("-faults", string(faults))...)
-	p := s.Ready(1)
+	m, s, p, faults := managedFaulty(t)
 	h := hold(t, p.Addrs[0])
 	faults.Set(t, "slow")
 	p.Signal(syscall.SIGUSR2)
@@ -585,9 +593,7 @@ func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
 
 func TestStopSaysWhatIsLeftAndAsksForTime(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	p := s.Ready(1)
+	m, _, p := managed(t)
 	h := hold(t, p.Addrs[0])
 	time.AfterFunc(2500*time.Millisecond, h.release)
 	stopped := time.Now()
@@ -614,9 +620,7 @@ func TestStopSaysWhatIsLeftAndAsksForTime(t *testing.T) {
 
 func TestStatusTellsOfThePredecessorsDrainUntilItIsOver(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	a := s.Ready(1)
+	m, s, a := managed(t)
 	h := hold(t, a.Addrs[0])
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
@@ -635,9 +639,7 @@ func TestStatusTellsOfThePredecessorsDrainUntilItIsOver(t *testing.T) {
 // itself meanwhile, or serves again after that.
 func TestStatusNamesTheOneThatServes(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	a := s.Ready(1)
+	m, s, a := managed(t)
 	h := hold(t, a.Addrs[0])
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
@@ -666,10 +668,7 @@ func TestStatusNamesTheOneThatServes(t *testing.T) {
 
 func TestLongStartOfASuccessorAsksForTime(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	faults := driver.NewFaults(t)
-	s := m.start(httpArgs("-faults", string(faults))...)
-	p := s.Ready(1)
+	m, s, p, faults := managedFaulty(t)
 	m.next("READY=1")
 	faults.Set(t, "slow")
 	p.Signal(syscall.SIGUSR2)
@@ -812,9 +811,7 @@ func TestAbstractNotifySocket(t *testing.T) {
 
 func TestManagerThatIsGoneHarmsNothing(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	p := s.Ready(1)
+	m, s, p := managed(t)
 	m.next("READY=1")
 	m.conn.Close()
 	os.Remove(m.socket)
@@ -827,9 +824,7 @@ func TestManagerThatIsGoneHarmsNothing(t *testing.T) {
 
 func TestListenersAreStored(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-listen", "127.0.0.1:0", "-store")...)
-	p := s.Ready(1)
+	m, s, p := managed(t, "-listen", "127.0.0.1:0", "-store")
 	for range 2 {
 		if st := m.next("FDSTORE=1"); st.fds != 1 {
 			t.Errorf("%v: want one descriptor", st)
@@ -847,9 +842,7 @@ func TestListenersAreStored(t *testing.T) {
 
 func TestStandbyStaysTheMainProcessUntilItIsOver(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1500ms")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1500ms")
 	a.Signal(syscall.SIGUSR2)
 	m.next("RELOADING=1")
 	ready := m.next("READY=1")
@@ -867,9 +860,7 @@ func TestStandbyStaysTheMainProcessUntilItIsOver(t *testing.T) {
 
 func TestStandbyTakesOverFromASuccessorThatFails(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -886,9 +877,7 @@ func TestStandbyTakesOverFromASuccessorThatFails(t *testing.T) {
 
 func TestStandbyPassesARestartSignalOn(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -920,9 +909,7 @@ func TestStandbyEndsWhenTheSuccessorHasOne(t *testing.T) {
 
 func TestStopEndsStandby(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	_, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -940,9 +927,7 @@ func TestStopEndsStandby(t *testing.T) {
 // A manager may signal the main process only.
 func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -961,10 +946,7 @@ func TestStopAsTheSuccessorGetsReady(t *testing.T) {
 	for i := range driver.Times(20, 5) { // of what waits in the frozen process, any may be looked at first
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
-			m := newManager(t)
-			faults := driver.NewFaults(t)
-			s := m.start(httpArgs("-faults", string(faults))...)
-			a := s.Ready(1)
+			_, _, a, faults := managedFaulty(t)
 			h := hold(t, a.Addrs[0])
 			b, thaw := a.FreezeInRestart(faults)
 			a.Signal(syscall.SIGTERM)
@@ -1079,31 +1061,28 @@ func TestPIDFileIsNeverGoneNorHalfWritten(t *testing.T) {
 
 func TestPIDFileAfterAFailedRestart(t *testing.T) {
 	t.Parallel()
-	for _, fault := range driver.Some([]string{"exit", "kill-ready"}, 1) {
-		t.Run(fault, func(t *testing.T) {
-			t.Parallel()
-			faults := driver.NewFaults(t)
-			path, args := pidFileArgs(t, "-faults", string(faults))
-			s := driver.Start(t, args...)
-			p := s.Ready(1)
-			h := hold(t, p.Addrs[0])
-			faults.Set(t, fault)
-			p.Signal(syscall.SIGUSR2)
-			s.Line("restart failed")
-			if fault == "kill-ready" {
-				s.Line("outcome .* error=successor") // which comes last
-			}
-			if pid := pidIn(t, path); pid != p.Pid {
-				t.Errorf("the PID file names pid %d, want pid %d, which serves", pid, p.Pid)
-			}
-			h.finish(p)
-			p.Signal(syscall.SIGTERM)
-			p.WaitExit(0)
-			if _, err := os.Stat(path); !os.IsNotExist(err) {
-				t.Errorf("the last generation has ended, and its PID file is still there (%v)", err)
-			}
-		})
-	}
+	driver.Each(t, driver.Some([]string{"exit", "kill-ready"}, 1), func(t *testing.T, fault string) {
+		faults := driver.NewFaults(t)
+		path, args := pidFileArgs(t, "-faults", string(faults))
+		s := driver.Start(t, args...)
+		p := s.Ready(1)
+		h := hold(t, p.Addrs[0])
+		faults.Set(t, fault)
+		p.Signal(syscall.SIGUSR2)
+		s.Line("restart failed")
+		if fault == "kill-ready" {
+			s.Line("outcome .* error=successor") // which comes last
+		}
+		if pid := pidIn(t, path); pid != p.Pid {
+			t.Errorf("the PID file names pid %d, want pid %d, which serves", pid, p.Pid)
+		}
+		h.finish(p)
+		p.Signal(syscall.SIGTERM)
+		p.WaitExit(0)
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("the last generation has ended, and its PID file is still there (%v)", err)
+		}
+	})
 }
 
 func TestPIDFileOfAnotherIsNotRemoved(t *testing.T) {

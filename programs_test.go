@@ -56,23 +56,20 @@ func TestSuccessorGetsTheCommandLineAndEnvironmentOfTheStart(t *testing.T) {
 // As by exec -a and exec -l of bash, and @ in systemd's ExecStart=.
 func TestMadeUpNameStartsTheFileThatRuns(t *testing.T) {
 	t.Parallel()
-	for _, name := range driver.Some([]string{"made up", "-testserver", "sh", "/bin/sh", "/no/such/file"}, 2) {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Command{Argv0: name, Args: tcp()}.Start(t)
-			generation := s.Ready(1)
-			for n := 2; n <= 3; n++ {
-				generation.Signal(syscall.SIGUSR2)
-				next := s.Ready(n)
-				generation.WaitExit(0)
-				servedBy(t, next.Addrs[0], next)
-				if got := commandLine(t, next)[0]; got != name {
-					t.Errorf("the successor is called %q, want %q", got, name)
-				}
-				generation = next
+	driver.Each(t, driver.Some([]string{"made up", "-testserver", "sh", "/bin/sh", "/no/such/file"}, 2), func(t *testing.T, name string) {
+		s := driver.Command{Argv0: name, Args: tcp()}.Start(t)
+		generation := s.Ready(1)
+		for n := 2; n <= 3; n++ {
+			generation.Signal(syscall.SIGUSR2)
+			next := s.Ready(n)
+			generation.WaitExit(0)
+			servedBy(t, next.Addrs[0], next)
+			if got := commandLine(t, next)[0]; got != name {
+				t.Errorf("the successor is called %q, want %q", got, name)
 			}
-		})
-	}
+			generation = next
+		}
+	})
 }
 
 // Programs written for facebookgo/grace ask for LISTEN_FDS after the first Listen.

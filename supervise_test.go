@@ -393,23 +393,20 @@ func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 
 func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 	t.Parallel()
-	for _, mode := range driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2) {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
-			supervisor, current := s.First(), s.Ready(1)
-			for n := range 3 {
-				supervisor.Signal(syscall.SIGUSR2)
-				next := s.Ready(n + 2)
-				current.Wait()
-				current = next
-			}
-			servedBy(t, current.Addrs[0], current)
-			supervisor.Signal(syscall.SIGTERM)
-			supervisor.WaitExit(0)
-			s.WaitEnd()
-		})
-	}
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
+		supervisor, current := s.First(), s.Ready(1)
+		for n := range 3 {
+			supervisor.Signal(syscall.SIGUSR2)
+			next := s.Ready(n + 2)
+			current.Wait()
+			current = next
+		}
+		servedBy(t, current.Addrs[0], current)
+		supervisor.Signal(syscall.SIGTERM)
+		supervisor.WaitExit(0)
+		s.WaitEnd()
+	})
 }
 
 func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
@@ -484,17 +481,14 @@ func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 
 func TestProgramsWithTheirOwnLoopGetSIGTERMWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	for _, mode := range driver.Some([]string{"ownloop", "netloop"}, 1) {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
-			first := s.Ready(1)
-			s.First().Signal(syscall.SIGKILL)
-			s.Line(fmt.Sprintf("^got pid=%d signal=terminated", first.Pid))
-			first.WaitExit(0)
-			s.WaitEnd()
-		})
-	}
+	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
+		first := s.Ready(1)
+		s.First().Signal(syscall.SIGKILL)
+		s.Line(fmt.Sprintf("^got pid=%d signal=terminated", first.Pid))
+		first.WaitExit(0)
+		s.WaitEnd()
+	})
 }
 
 func TestSupervisorReapsOrphansOfTheApplication(t *testing.T) {

@@ -133,32 +133,29 @@ func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 // or says who the client is as any other.
 func TestWrapperServesAgain(t *testing.T) {
 	t.Parallel()
-	for _, wrapper := range driver.Some([]string{"proxy", "limit", "tls", "h2"}, 2) {
-		t.Run(wrapper, func(t *testing.T) {
-			t.Parallel()
-			faults := driver.NewFaults(t)
-			s := startSite(t, "wrapped-"+wrapper, "", "-faults", string(faults))
-			v := s.visitor(nil)
-			v.pid()
-			for range 2 {
-				mark := s.Mark()
-				faults.Set(t, "kill-ready")
-				s.first.Signal(syscall.SIGUSR2)
-				s.Line(fmt.Sprintf("restart failed: .*serving (again )?with pid %d$", s.first.Pid), mark)
-				faults.Clear(t, "kill-ready")
-				for _, v := range []*visitor{v, s.visitor(nil)} {
-					if pid := v.pid(); pid != s.first.Pid {
-						t.Errorf("pid %d has answered, want %d", pid, s.first.Pid)
-					}
+	driver.Each(t, driver.Some([]string{"proxy", "limit", "tls", "h2"}, 2), func(t *testing.T, wrapper string) {
+		faults := driver.NewFaults(t)
+		s := startSite(t, "wrapped-"+wrapper, "", "-faults", string(faults))
+		v := s.visitor(nil)
+		v.pid()
+		for range 2 {
+			mark := s.Mark()
+			faults.Set(t, "kill-ready")
+			s.first.Signal(syscall.SIGUSR2)
+			s.Line(fmt.Sprintf("restart failed: .*serving (again )?with pid %d$", s.first.Pid), mark)
+			faults.Clear(t, "kill-ready")
+			for _, v := range []*visitor{v, s.visitor(nil)} {
+				if pid := v.pid(); pid != s.first.Pid {
+					t.Errorf("pid %d has answered, want %d", pid, s.first.Pid)
 				}
 			}
-			second := s.restart(s.first)
-			if pid := s.visitor(nil).pid(); pid != second.Pid {
-				t.Errorf("pid %d has answered, want %d", pid, second.Pid)
-			}
-			s.first.WaitExit(0)
-			second.Signal(syscall.SIGTERM)
-			second.WaitExit(0)
-		})
-	}
+		}
+		second := s.restart(s.first)
+		if pid := s.visitor(nil).pid(); pid != second.Pid {
+			t.Errorf("pid %d has answered, want %d", pid, second.Pid)
+		}
+		s.first.WaitExit(0)
+		second.Signal(syscall.SIGTERM)
+		second.WaitExit(0)
+	})
 }

@@ -159,28 +159,25 @@ func TestStopInTwoDrains(t *testing.T) {
 // A predecessor that stands by is the main process.
 func TestStopInTheStandby(t *testing.T) {
 	t.Parallel()
-	for _, mode := range driver.Some(killModes, 3) {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "KillMode="+mode)
-			d.useTestServer("-standby 1m")
-			d.Do("start")
-			group, old := d.Get("ControlGroup"), d.MainPID()
-			next := d.reload()
-			h := hold(t, d.addr, d.held)
-			driver.Instant(t, 1200*time.Millisecond)
-			equal(t, d.Unit, "MainPID", strconv.Itoa(old))
-			d.Systemctl("stop", "--no-block")
-			time.AfterFunc(late, h.release)
-			d.Await("ActiveState", "inactive|failed")
-			left := members(t, group)
-			h.by(next, old)
-			equal(t, d.Unit, "Result", "success")
-			if len(left) > 0 {
-				t.Errorf("of pids %d and %d these are left over: %v", old, next, left)
-			}
-		})
-	}
+	driver.Each(t, driver.Some(killModes, 3), func(t *testing.T, mode string) {
+		d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "KillMode="+mode)
+		d.useTestServer("-standby 1m")
+		d.Do("start")
+		group, old := d.Get("ControlGroup"), d.MainPID()
+		next := d.reload()
+		h := hold(t, d.addr, d.held)
+		driver.Instant(t, 1200*time.Millisecond)
+		equal(t, d.Unit, "MainPID", strconv.Itoa(old))
+		d.Systemctl("stop", "--no-block")
+		time.AfterFunc(late, h.release)
+		d.Await("ActiveState", "inactive|failed")
+		left := members(t, group)
+		h.by(next, old)
+		equal(t, d.Unit, "Result", "success")
+		if len(left) > 0 {
+			t.Errorf("of pids %d and %d these are left over: %v", old, next, left)
+		}
+	})
 }
 
 // members returns the processes of a control group, none if it is gone.

@@ -4,6 +4,7 @@ package driver
 
 import (
 	"flag"
+	"fmt"
 	"iter"
 	"maps"
 	"os"
@@ -88,5 +89,15 @@ func SomeOf[V any](rows map[string]V, of int) iter.Seq2[string, V] {
 				return
 			}
 		}
+	}
+}
+
+// Each plays the rows side by side, each in a test of its own.
+func Each[T any](t *testing.T, rows []T, play func(t *testing.T, row T)) {
+	for _, row := range rows {
+		t.Run(fmt.Sprint(row), func(t *testing.T) {
+			t.Parallel()
+			play(t, row)
+		})
 	}
 }
