@@ -199,34 +199,50 @@ func TestClocksGoOnOverMoves(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			var chain []*generation
-			for range 3 {
-				srv := &http.Server{Handler: named("server"), ReadHeaderTimeout: test.srv.ReadHeaderTimeout,
-					ReadTimeout: test.srv.ReadTimeout, IdleTimeout: test.srv.IdleTimeout}
-				chain = append(chain, serveGeneration(t, "tcp", srv, time.Hour))
+			// A busy machine may need several tries to be in time.
+			var lasted time.Duration
+			for range 5 {
+				if lasted = lastsOverMoves(t, test.srv, timeout, test.send, test.then); lasted <= timeout*14/10 {
+					return
+				}
 			}
-			c := connect(t, chain[0])
-			start := time.Now()
-			if test.send != "" {
-				c.send(test.send)
-				c.expect("server / 0")
-			}
-			driver.Instant(t, timeout/2) // what is measured
-			chain[0].moveTo(t, chain[1])
-			chain[0].waitEmpty(t)
-			chain[1].moveTo(t, chain[2])
-			chain[1].waitEmpty(t)
-			if test.then != "" {
-				c.send(test.then)
-			}
-			if _, err := io.ReadAll(c.answers); err != nil { // net/http takes "GE" for a bad request
-				t.Errorf("the connection has %v, want its end", err)
-			}
-			if lasted := time.Since(start); lasted < timeout-50*time.Millisecond || lasted > timeout*14/10 {
-				t.Errorf("the connection has ended after %v, want %v", lasted, timeout)
-			}
+			t.Errorf("the connection has ended after %v, want %v", lasted, timeout)
 		})
 	}
+}
+
+// lastsOverMoves returns how long a connection lasts that is moved twice in the middle of its
+// timeout, before which it must not end.
+func lastsOverMoves(t *testing.T, like *http.Server, timeout time.Duration, before, after string) time.Duration {
+	t.Helper()
+	var chain []*generation
+	for range 3 {
+		srv := &http.Server{Handler: named("server"), ReadHeaderTimeout: like.ReadHeaderTimeout,
+			ReadTimeout: like.ReadTimeout, IdleTimeout: like.IdleTimeout}
+		chain = append(chain, serveGeneration(t, "tcp", srv, time.Hour))
+	}
+	c := connect(t, chain[0])
+	start := time.Now()
+	if before != "" {
+		c.send(before)
+		c.expect("server / 0")
+	}
+	driver.Instant(t, timeout/2) // what is measured
+	chain[0].moveTo(t, chain[1])
+	chain[0].waitEmpty(t)
+	chain[1].moveTo(t, chain[2])
+	chain[1].waitEmpty(t)
+	if after != "" {
+		c.send(after)
+	}
+	if _, err := io.ReadAll(c.answers); err != nil { // net/http takes "GE" for a bad request
+		t.Errorf("the connection has %v, want its end", err)
+	}
+	lasted := time.Since(start)
+	if lasted < timeout-50*time.Millisecond {
+		t.Errorf("the connection has ended after %v already, want %v", lasted, timeout)
+	}
+	return lasted
 }
 
 // IdleTimeout is for the time between two requests: a connection that has brought none
