@@ -50,7 +50,11 @@ type trial struct {
 	held   *client
 	says   string
 	silent *os.File
+	fresh  usage // what the first process had before the load
 }
+
+// pause is that of the load's busy clients between two requests.
+const pause = 40 * time.Millisecond
 
 // timely is how long a stop may take, on a busy machine too, when nobody is waited for.
 const timely = 5 * time.Second
@@ -83,6 +87,7 @@ func (f fault) run(tt *testing.T) {
 	t.first = t.s.Ready(1)
 	before := t.usage(t.first)
 	before.descriptors = min(before.descriptors, t.usage(t.first).descriptors)
+	t.fresh = before
 	if f.held {
 		t.held = dial(t, t.first.Addrs[0])
 		fmt.Fprint(t.held, "GET /hijack HTTP/1.1\r\nHost: held\r\n\r\n")
@@ -90,7 +95,7 @@ func (f fault) run(tt *testing.T) {
 			t.Fatalf("hijacking: %v, %v", resp, err)
 		}
 	}
-	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 10*time.Millisecond)
+	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", pause)
 
 	serves := f.play(t)
 	if f.says != "" {
@@ -127,7 +132,7 @@ func (f fault) run(tt *testing.T) {
 	t.said(f, fails)
 
 	// The next one.
-	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", 10*time.Millisecond)
+	t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", pause)
 	next := t.restartTo(serves, min(f.keeps, 1))
 	t.load.Await(2)
 	t.load.NothingLost()
@@ -241,11 +246,11 @@ func (t *trial) keeps(p *driver.Process, before usage) {
 		}
 	}
 	var now usage
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	if driver.Becomes(func() bool {
 		now = t.usage(p)
-		if now.descriptors <= before.descriptors && now.goroutines <= before.goroutines && now.children == 0 {
-			return
-		}
+		return now.descriptors <= before.descriptors && now.goroutines <= before.goroutines && now.children == 0
+	}) {
+		return
 	}
 	t.Errorf("pid %d has %d descriptors, %d goroutines and %d children, a fresh one %d and %d: %v\n%s",
 		p.Pid, now.descriptors, now.goroutines, now.children, before.descriptors, before.goroutines, p.Descriptors(), now.stacks)
@@ -395,7 +400,7 @@ func faults() []fault {
 		{name: "says half a word and hangs", args: append(play("half-hang"), short...), play: becomes(stranger), says: before + "not ready within 3s"},
 		{name: "says half a word and exits", args: play("half-exit"), play: becomes(stranger), says: before + "exit status 3"},
 		{name: "says a word byte by byte", args: append(play("trickle"), short...), play: becomes(stranger), says: before + "not ready within 3s"},
-		{name: "does not end talking", args: append(play("flood"), short...), play: becomes(stranger), says: before + "(not ready within 3s|its end of the control socket is closed)"},
+		{name: "does not end talking", args: append(play("flood"), short...), play: becomes(stranger), says: before + "not ready within 3s"},
 		{name: "sends descriptors", args: append(play("descriptors"), short...), play: becomes(stranger), says: before + "not ready within 3s"},
 		{name: "steps down", args: play("step-down"), play: becomes(stranger), says: before + "exit status 0"},
 		{name: "closes", args: play("closed"), play: becomes(stranger), says: before + "its end of the control socket is closed, but it runs"},
@@ -520,6 +525,9 @@ func faults() []fault {
 		{name: "no process may be started", set: ofAnotherUser, play: noProcess, says: "restart failed: .*resource temporarily unavailable"},
 		{name: "no descriptor is left", play: few(0), says: "restart failed: .*too many open files"},
 		{name: "one descriptor is left", play: few(1), says: "restart failed: .*too many open files"},
+		// Those are not enough if no connection of the load ends meanwhile, which would leave more.
+		{name: "two descriptors are left", play: alone(few(2)), says: "restart failed: .*too many open files"},
+		{name: "three descriptors are left", play: alone(few(3)), says: "restart failed: .*too many open files"},
 		{name: "successor may have six descriptors", play: becomes(limited("-n 6")), says: before + "exit status"},
 		{name: "successor may have eight descriptors", play: becomes(limited("-n 8")), says: before + "exit status"},
 		{name: "successor has no memory", play: becomes(limited("-v 50000")), says: before},
@@ -872,6 +880,17 @@ func twoInstances(t *trial) *driver.Process {
 	return t.restart(t.first)
 }
 
+// alone plays without the load, when the process has as few descriptors open as a fresh one.
+func alone(play func(t *trial) *driver.Process) func(t *trial) *driver.Process {
+	return func(t *trial) *driver.Process {
+		t.load.NothingLost()
+		driver.Eventually(t, "the load's connections to be closed", func() bool { return len(t.first.Descriptors()) <= t.fresh.descriptors })
+		serves := play(t)
+		t.load = driver.StartPacedLoad(t, t.first.Addrs[0], "/pid", pause)
+		return serves
+	}
+}
+
 // few lets the process open so many descriptors more while it restarts.
 func few(n int) func(t *trial) *driver.Process {
 	return func(t *trial) *driver.Process {
@@ -940,15 +959,9 @@ const rowsAtOnce = 6
 
 func TestFaults(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	driver.Binary(t)
 	all := faults()
-	if testing.Short() || driver.Race { // one in ten: in full without the race detector
-		some := all[:0:0]
-		for i := 0; i < len(all); i += 10 {
-			some = append(some, all[i])
-		}
-		all = some
-	}
 	next := make(chan fault)
 	var players sync.WaitGroup
 	for range rowsAtOnce {
@@ -960,7 +973,8 @@ func TestFaults(t *testing.T) {
 			}
 		}()
 	}
-	for _, f := range all {
+	played := driver.Some(all, 8)
+	for _, f := range played {
 		next <- f
 	}
 	close(next)
@@ -972,5 +986,5 @@ func TestFaults(t *testing.T) {
 		}
 		names[f.name] = true
 	}
-	t.Logf("%d rows", len(all))
+	t.Logf("%d of %d rows", len(played), len(all))
 }

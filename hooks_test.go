@@ -25,7 +25,7 @@ import (
 // http.Server.Shutdown, GracefulStop and the like close their listeners first, and tell
 // their connections then.
 func TestListenersMayBeClosedInADrain(t *testing.T) {
-	for name, sig := range map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2} {
+	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -54,10 +54,7 @@ func TestProcessThatCannotServeAgainEnds(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)
 	path := filepath.Join(t.TempDir(), "pid")
-	s := driver.Start(t, tcp("-hooks", "-faults", string(faults), "-pidfile", path)...)
-	p := s.Ready(1)
-	c := dial(t, p.Addrs[0])
-	c.servedBy(p)
+	s, p, _ := startHeld(t, tcp("-hooks", "-faults", string(faults), "-pidfile", path)...)
 	faults.Set(t, "close-listeners")
 	p.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
@@ -141,7 +138,7 @@ func TestNobodyWaitsForOnReady(t *testing.T) {
 // A hook that hangs makes nobody deaf: neither to a restart that it asks for itself, nor to
 // a signal that is insisted on.
 func TestHookThatHangsAtTheEnd(t *testing.T) {
-	for name, sig := range map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2} {
+	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -180,10 +177,7 @@ func TestSuccessorThatFailsWhileOnDrainRunsIsTakenBack(t *testing.T) {
 
 func TestSignalSentTwiceIsOneSignal(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	p := s.Ready(1)
-	c := dial(t, p.Addrs[0])
-	c.servedBy(p)
+	s, p, c := startHeld(t, tcp()...)
 	p.Signal(syscall.SIGTERM) // as timeout(1) does
 	p.Signal(syscall.SIGCONT)
 	p.Signal(syscall.SIGTERM)
@@ -254,10 +248,7 @@ func TestOneWaitAtATime(t *testing.T) {
 
 func TestConnectionsOfTheProgramMove(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp("-hooks")...)
-	first := s.Ready(1)
-	c := dial(t, first.Addrs[0])
-	c.servedBy(first)
+	s, first, c := startHeld(t, tcp("-hooks")...)
 	c.say("move early", first, "no successor serves")
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)

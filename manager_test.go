@@ -322,12 +322,20 @@ func (h *held) finish(p *driver.Process) {
 func sleeper(t *testing.T, s *driver.Server, addr string, d time.Duration) <-chan int {
 	t.Helper()
 	mark := s.Mark()
-	answer := make(chan int, 1)
+	answer, done := make(chan int, 1), make(chan struct{})
+	t.Cleanup(func() { <-done })
+	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("http://%s/sleep?duration=%v", addr, d), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	go func() {
+		defer close(done)
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-		resp, err := client.Get(fmt.Sprintf("http://%s/sleep?duration=%v", addr, d))
+		resp, err := client.Do(req)
 		if err != nil {
-			t.Errorf("a request that takes %v: %v", d, err)
+			if t.Context().Err() == nil {
+				t.Errorf("a request that takes %v: %v", d, err)
+			}
 			answer <- 0
 			return
 		}
@@ -337,6 +345,22 @@ func sleeper(t *testing.T, s *driver.Server, addr string, d time.Duration) <-cha
 	}()
 	s.Line("^sleeping", mark)
 	return answer
+}
+
+// managed starts an HTTP server with a service manager of its own.
+func managed(t *testing.T, args ...string) (m *manager, s *driver.Server, p *driver.Process) {
+	t.Helper()
+	m = newManager(t)
+	s = m.start(httpArgs(args...)...)
+	return m, s, s.Ready(1)
+}
+
+// managedFaulty is managed with a directory of faults to play.
+func managedFaulty(t *testing.T, args ...string) (m *manager, s *driver.Server, p *driver.Process, faults driver.Faults) {
+	t.Helper()
+	faults = driver.NewFaults(t)
+	m, s, p = managed(t, append([]string{"-faults", string(faults)}, args...)...)
+	return m, s, p, faults
 }
 
 // httpArgs is the command line of most tests here.
@@ -358,9 +382,7 @@ func monotonicUsec(t *testing.T) int64 {
 
 func TestManagerHearsOfEachStepFromWhomItTrusts(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	a := s.Ready(1)
+	m, s, a := managed(t)
 	serving := m.next("READY=1")
 	if want := fmt.Sprintf("Serving with pid %d", a.Pid); serving.status() != want {
 		t.Errorf("status %q, want %q", serving.status(), want)
@@ -556,12 +578,12 @@ func TestMainProcessThatHasNamedAnotherStaysSo(t *testing.T) {
 
 func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 	t.Parallel()
-	for fault, why := range map[string]string{
+	for fault, why := range driver.SomeOf(map[string]string{
 		"exit":     "exit status 2",
 		"kill":     "signal: killed",
 		"hang":     "not ready within",
 		"prestart": "before the start",
-	} {
+	}, 1) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			m := newManager(t)
@@ -595,10 +617,7 @@ func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 
 func TestFailureAfterReadyLeavesALivingMainProcess(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	faults := driver.NewFaults(t)
-	s := m.start(httpArgs("-faults", string(faults))...)
-	p := s.Ready(1)
+	m, s, p, faults := managedFaulty(t)
 	h := hold(t, p.Addrs[0])
 	faults.Set(t, "kill-ready")
 	p.Signal(syscall.SIGUSR2)
@@ -616,10 +635,7 @@ func TestFailureAfterReadyLeavesALivingMainProcess(t *testing.T) {
 
 func TestRestartSignalsWhileOneIsUnderWayDoNotStayReloading(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	faults := driver.NewFaults(t)
-	s := m.start(httpArgs("-faults", string(faults))...)
-	p := s.Ready(1)
+	m, s, p, faults := managedFaulty(t)
 	h := hold(t, p.Addrs[0])
 	faults.Set(t, "slow")
 	p.Signal(syscall.SIGUSR2)
@@ -657,10 +673,11 @@ func TestRestartSignalsWhileOneIsUnderWayDoNotStayReloading(t *testing.T) {
 // predecessor may still have to hear of it.
 func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := driver.Start(t, httpArgs()...)
 	p := s.Ready(1)
 	load := driver.StartLoad(t, p.Addrs[0], "/pid")
-	const restarts = 20
+	restarts := driver.Times(20, 5)
 	for n := range restarts {
 		slow(t, s, p.Addrs[0]) // so that it is there to pass signals on
 		p.Signal(syscall.SIGUSR2)
@@ -677,9 +694,7 @@ func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
 
 func TestStopSaysWhatIsLeftAndAsksForTime(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	p := s.Ready(1)
+	m, _, p := managed(t)
 	h := hold(t, p.Addrs[0])
 	time.AfterFunc(2500*time.Millisecond, h.release)
 	stopped := time.Now()
@@ -706,9 +721,7 @@ func TestStopSaysWhatIsLeftAndAsksForTime(t *testing.T) {
 
 func TestStatusTellsOfThePredecessorsDrainUntilItIsOver(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	a := s.Ready(1)
+	m, s, a := managed(t)
 	h := hold(t, a.Addrs[0])
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
@@ -727,9 +740,7 @@ func TestStatusTellsOfThePredecessorsDrainUntilItIsOver(t *testing.T) {
 // itself meanwhile, or serves again after that.
 func TestStatusNamesTheOneThatServes(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	a := s.Ready(1)
+	m, s, a := managed(t)
 	h := hold(t, a.Addrs[0])
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
@@ -758,10 +769,7 @@ func TestStatusNamesTheOneThatServes(t *testing.T) {
 
 func TestLongStartOfASuccessorAsksForTime(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	faults := driver.NewFaults(t)
-	s := m.start(httpArgs("-faults", string(faults))...)
-	p := s.Ready(1)
+	m, s, p, faults := managedFaulty(t)
 	m.next("READY=1")
 	faults.Set(t, "slow")
 	p.Signal(syscall.SIGUSR2)
@@ -904,9 +912,7 @@ func TestAbstractNotifySocket(t *testing.T) {
 
 func TestManagerThatIsGoneHarmsNothing(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs()...)
-	p := s.Ready(1)
+	m, s, p := managed(t)
 	m.next("READY=1")
 	m.conn.Close()
 	os.Remove(m.socket)
@@ -919,9 +925,7 @@ func TestManagerThatIsGoneHarmsNothing(t *testing.T) {
 
 func TestListenersAreStored(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-listen", "127.0.0.1:0", "-store")...)
-	p := s.Ready(1)
+	m, s, p := managed(t, "-listen", "127.0.0.1:0", "-store")
 	for range 2 {
 		if st := m.next("FDSTORE=1"); st.fds != 1 {
 			t.Errorf("%v: want one descriptor", st)
@@ -939,9 +943,7 @@ func TestListenersAreStored(t *testing.T) {
 
 func TestStandbyStaysTheMainProcessUntilItIsOver(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1500ms")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1500ms")
 	a.Signal(syscall.SIGUSR2)
 	m.next("RELOADING=1")
 	ready := m.next("READY=1")
@@ -959,9 +961,7 @@ func TestStandbyStaysTheMainProcessUntilItIsOver(t *testing.T) {
 
 func TestStandbyTakesOverFromASuccessorThatFails(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -978,9 +978,7 @@ func TestStandbyTakesOverFromASuccessorThatFails(t *testing.T) {
 
 func TestStandbyPassesARestartSignalOn(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -1012,9 +1010,7 @@ func TestStandbyEndsWhenTheSuccessorHasOne(t *testing.T) {
 
 func TestStopEndsStandby(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	_, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -1032,9 +1028,7 @@ func TestStopEndsStandby(t *testing.T) {
 // A manager may signal the main process only.
 func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start(httpArgs("-standby", "1m")...)
-	a := s.Ready(1)
+	m, s, a := managed(t, "-standby", "1m")
 	a.Signal(syscall.SIGUSR2)
 	b := s.Ready(2)
 	s.Line("stands by")
@@ -1080,13 +1074,10 @@ func TestStopAsksForTimeNoLongerThanItMayTake(t *testing.T) {
 
 // Also when it is told to stop in the moment in which the successor gets ready.
 func TestStopAsTheSuccessorGetsReady(t *testing.T) {
-	for i := range 20 { // of what waits in the frozen process, any may be looked at first
+	for i := range driver.Times(20, 5) { // of what waits in the frozen process, any may be looked at first
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
-			m := newManager(t)
-			faults := driver.NewFaults(t)
-			s := m.start(httpArgs("-faults", string(faults))...)
-			a := s.Ready(1)
+			_, _, a, faults := managedFaulty(t)
 			h := hold(t, a.Addrs[0])
 			b, thaw := a.FreezeInRestart(faults)
 			a.Signal(syscall.SIGTERM)
@@ -1201,31 +1192,28 @@ func TestPIDFileIsNeverGoneNorHalfWritten(t *testing.T) {
 
 func TestPIDFileAfterAFailedRestart(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []string{"exit", "kill-ready"} {
-		t.Run(fault, func(t *testing.T) {
-			t.Parallel()
-			faults := driver.NewFaults(t)
-			path, args := pidFileArgs(t, "-faults", string(faults))
-			s := driver.Start(t, args...)
-			p := s.Ready(1)
-			h := hold(t, p.Addrs[0])
-			faults.Set(t, fault)
-			p.Signal(syscall.SIGUSR2)
-			s.Line("restart failed")
-			if fault == "kill-ready" {
-				s.Line("outcome .* error=successor") // which comes last
-			}
-			if pid := pidIn(t, path); pid != p.Pid {
-				t.Errorf("the PID file names pid %d, want pid %d, which serves", pid, p.Pid)
-			}
-			h.finish(p)
-			p.Signal(syscall.SIGTERM)
-			p.WaitExit(0)
-			if _, err := os.Stat(path); !os.IsNotExist(err) {
-				t.Errorf("the last generation has ended, and its PID file is still there (%v)", err)
-			}
-		})
-	}
+	driver.Each(t, driver.Some([]string{"exit", "kill-ready"}, 1), func(t *testing.T, fault string) {
+		faults := driver.NewFaults(t)
+		path, args := pidFileArgs(t, "-faults", string(faults))
+		s := driver.Start(t, args...)
+		p := s.Ready(1)
+		h := hold(t, p.Addrs[0])
+		faults.Set(t, fault)
+		p.Signal(syscall.SIGUSR2)
+		s.Line("restart failed")
+		if fault == "kill-ready" {
+			s.Line("outcome .* error=successor") // which comes last
+		}
+		if pid := pidIn(t, path); pid != p.Pid {
+			t.Errorf("the PID file names pid %d, want pid %d, which serves", pid, p.Pid)
+		}
+		h.finish(p)
+		p.Signal(syscall.SIGTERM)
+		p.WaitExit(0)
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("the last generation has ended, and its PID file is still there (%v)", err)
+		}
+	})
 }
 
 func TestPIDFileOfAnotherIsNotRemoved(t *testing.T) {

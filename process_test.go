@@ -113,6 +113,16 @@ func parseChild(t testing.TB, text string) kit.Child {
 	return child
 }
 
+// startHeld starts a server, and a client that has a connection to it.
+func startHeld(t testing.TB, args ...string) (s *driver.Server, p *driver.Process, held *client) {
+	t.Helper()
+	s = driver.Start(t, args...)
+	p = s.Ready(1)
+	held = dial(t, p.Addrs[0])
+	held.servedBy(p)
+	return s, p, held
+}
+
 // servedBy fails the test unless this process answers on a new connection.
 func servedBy(t testing.TB, addr string, p *driver.Process) {
 	t.Helper()
@@ -175,7 +185,7 @@ func startLoad(t testing.TB, addrs ...string) *load {
 
 func (l *load) run(addr string) {
 	defer l.wg.Done()
-	pace := time.NewTicker(time.Millisecond) // a bounded load
+	pace := time.NewTicker(4 * time.Millisecond) // a bounded load
 	defer pace.Stop()
 	for i := 0; !l.stop.Load(); i++ {
 		pid, err := l.once(addr, strconv.Itoa(i))
@@ -323,7 +333,7 @@ func TestInheritErrorsNameTheDescriptor(t *testing.T) {
 	_, server := connect(t, listen(t))
 	connected := fileOf(t, server.(interface{ File() (*os.File, error) }))
 
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name  string
 		fds   string
 		files []*os.File
@@ -342,7 +352,7 @@ func TestInheritErrorsNameTheDescriptor(t *testing.T) {
 		{"a device", "1", []*os.File{device}, "descriptor 3 is a device, not a listening socket"},
 		{"a datagram socket", "3", []*os.File{listening, udp, listening}, "descriptor 4 is a datagram socket, not a listening socket"},
 		{"a connection", "2", []*os.File{connected, listening}, "descriptor 3 is a socket that does not listen, not a listening socket"},
-	} {
+	}, 2) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := announced(t, test.fds, test.files, "-mode", "inherit").Start(t)
@@ -406,56 +416,52 @@ func peakMemory(t testing.TB, p *driver.Process) int {
 // The loop of such a program calls Restart, and ends on the SIGTERM that follows.
 func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"ownloop", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			path := filepath.Join(t.TempDir(), "s")
-			s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "unix:"+path)
-			first := s.Ready(1)
-			load := startLoad(t, first.Addrs...)
-			held := dial(t, first.Addrs[0])
-			held.servedBy(first)
+	driver.NotShort(t)
+	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+		path := filepath.Join(t.TempDir(), "s")
+		s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "unix:"+path)
+		first := s.Ready(1)
+		load := startLoad(t, first.Addrs...)
+		held := dial(t, first.Addrs[0])
+		held.servedBy(first)
 
-			first.Signal(syscall.SIGUSR2)
-			second := s.Ready(2)
-			s.Line(fmt.Sprintf("^got pid=%d signal=terminated", first.Pid))
-			held.servedBy(first)
-			held.Close()
-			first.WaitExit(0)
+		first.Signal(syscall.SIGUSR2)
+		second := s.Ready(2)
+		s.Line(fmt.Sprintf("^got pid=%d signal=terminated", first.Pid))
+		held.servedBy(first)
+		held.Close()
+		first.WaitExit(0)
 
-			second.Signal(syscall.SIGUSR2)
-			third := s.Ready(3)
-			second.WaitExit(0)
-			load.atLeast(10)
-			if pids := load.nothingLost(); pids[first.Pid] == 0 || pids[third.Pid] == 0 {
-				t.Errorf("answers by pid: %v; want some of %d and of %d", pids, first.Pid, third.Pid)
-			}
-			third.Signal(syscall.SIGTERM)
-			third.WaitExit(0)
-			if _, err := os.Stat(path); !os.IsNotExist(err) {
-				t.Errorf("the last generation left the unix socket's file: %v", err)
-			}
-		})
-	}
+		second.Signal(syscall.SIGUSR2)
+		third := s.Ready(3)
+		second.WaitExit(0)
+		load.atLeast(10)
+		if pids := load.nothingLost(); pids[first.Pid] == 0 || pids[third.Pid] == 0 {
+			t.Errorf("answers by pid: %v; want some of %d and of %d", pids, first.Pid, third.Pid)
+		}
+		third.Signal(syscall.SIGTERM)
+		third.WaitExit(0)
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("the last generation left the unix socket's file: %v", err)
+		}
+	})
 }
 
 // The kernel ends all processes of a container when its first one ends.
 func TestFirstProcessOfAContainerStays(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "ownloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Command{Args: tcp("-mode", mode)}.StartAsPID1(t)
-			p := s.Ready(1)
-			p.Signal(syscall.SIGUSR2)
-			s.Line("restart failed: .*pid 1 cannot hand over.*Supervise.*; still serving with pid 1")
-			p.Signal(syscall.SIGTERM)
-			s.First().WaitExit(0)
-			if n := s.Count(`^start `); n != 1 {
-				t.Errorf("%d processes were started, want 1", n)
-			}
-		})
-	}
+	driver.NotShort(t)
+	driver.Each(t, driver.Some([]string{"grace", "ownloop"}, 1), func(t *testing.T, mode string) {
+		s := driver.Command{Args: tcp("-mode", mode)}.StartAsPID1(t)
+		p := s.Ready(1)
+		p.Signal(syscall.SIGUSR2)
+		s.Line("restart failed: .*pid 1 cannot hand over.*Supervise.*; still serving with pid 1")
+		p.Signal(syscall.SIGTERM)
+		s.First().WaitExit(0)
+		if n := s.Count(`^start `); n != 1 {
+			t.Errorf("%d processes were started, want 1", n)
+		}
+	})
 }
 
 func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
@@ -467,7 +473,7 @@ func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 			return path
 		}
 	}
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name    string
 		fault   string
 		program func(t *testing.T) string // to move the link to
@@ -489,7 +495,7 @@ func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 			`starting \S+: (fork/exec \S+: )?no such file or directory$`},
 		{"other program", "", program("#!/bin/sh\nexit 7\n", 0o700), "exit-7",
 			`successor \S+: exit status 7 after \S+ \(before it was ready\)$`},
-	} {
+	}, 2) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			link := driver.NewLink(t, driver.Binary(t))
@@ -551,7 +557,7 @@ func TestTimedOutSuccessorIsGoneWhenRestartReturns(t *testing.T) {
 	s := driver.Command{
 		Path: string(link),
 		// The first does not know of the faults.
-		Args: tcp("-mode", "ownloop", "-start-timeout", "5s", "-faults", string(faults)+"/now"),
+		Args: tcp("-mode", "ownloop", "-start-timeout", "3s", "-faults", string(faults)+"/now"),
 	}.Start(t)
 	first := s.Ready(1)
 	if err := os.Symlink(string(faults), string(faults)+"/now"); err != nil {
@@ -577,56 +583,50 @@ func TestTimedOutSuccessorIsGoneWhenRestartReturns(t *testing.T) {
 func TestSocketsNeverBecomeBlocking(t *testing.T) {
 	t.Parallel()
 	driver.NeedProc(t)
-	for _, mode := range []string{"grace", "bare", "ownloop", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			faults := driver.NewFaults(t)
-			path := filepath.Join(t.TempDir(), "s")
-			args := []string{"-mode", mode, "-faults", string(faults), "-listen", "127.0.0.1:0", "-listen", "unix:" + path}
-			if mode == "bare" { // its own listener lets close remove the path
-				args = args[:len(args)-2]
-			}
-			s := driver.Start(t, args...)
-			first := s.Ready(1)
-			held := dial(t, first.Addrs[0])
-			held.servedBy(first)
-			noneBlocks := func(p *driver.Process, when string) {
-				t.Helper()
-				listening := 0
-				for _, d := range p.Sockets() {
-					listening++
-					if d.Blocking() {
-						t.Errorf("%s, in pid %d: %v blocks", when, p.Pid, d)
-					}
-				}
-				if listening < len(first.Addrs) {
-					t.Errorf("%s, pid %d has %d sockets", when, p.Pid, listening)
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+		faults := driver.NewFaults(t)
+		path := filepath.Join(t.TempDir(), "s")
+		args := []string{"-mode", mode, "-faults", string(faults), "-listen", "127.0.0.1:0", "-listen", "unix:" + path}
+		if mode == "bare" { // its own listener lets close remove the path
+			args = args[:len(args)-2]
+		}
+		s, first, held := startHeld(t, args...)
+		noneBlocks := func(p *driver.Process, when string) {
+			t.Helper()
+			listening := 0
+			for _, d := range p.Sockets() {
+				listening++
+				if d.Blocking() {
+					t.Errorf("%s, in pid %d: %v blocks", when, p.Pid, d)
 				}
 			}
-			noneBlocks(first, "at the start")
-			held.child()
-			noneBlocks(first, "after a child process")
+			if listening < len(first.Addrs) {
+				t.Errorf("%s, pid %d has %d sockets", when, p.Pid, listening)
+			}
+		}
+		noneBlocks(first, "at the start")
+		held.child()
+		noneBlocks(first, "after a child process")
 
-			faults.Set(t, "exit")
-			first.Signal(syscall.SIGUSR2)
-			s.Line(`^failed-restart|restart failed: `)
-			faults.Clear(t, "exit")
-			noneBlocks(first, "after a failed restart")
+		faults.Set(t, "exit")
+		first.Signal(syscall.SIGUSR2)
+		s.Line(`^failed-restart|restart failed: `)
+		faults.Clear(t, "exit")
+		noneBlocks(first, "after a failed restart")
 
-			faults.Set(t, "slow")
-			first.Signal(syscall.SIGUSR2)
-			s.Line("^waiting")
-			noneBlocks(first, "while a successor starts")
-			faults.Clear(t, "slow")
+		faults.Set(t, "slow")
+		first.Signal(syscall.SIGUSR2)
+		s.Line("^waiting")
+		noneBlocks(first, "while a successor starts")
+		faults.Clear(t, "slow")
 
-			second := s.Ready(2)
-			noneBlocks(first, "while it drains")
-			noneBlocks(second, "in the successor")
-			held.Close()
-			first.WaitExit(0)
-			noneBlocks(second, "in the successor, alone")
-		})
-	}
+		second := s.Ready(2)
+		noneBlocks(first, "while it drains")
+		noneBlocks(second, "in the successor")
+		held.Close()
+		first.WaitExit(0)
+		noneBlocks(second, "in the successor, alone")
+	})
 }
 
 func TestSocketsThatAStrangerMadeBlockingAreNotSo(t *testing.T) {
@@ -761,13 +761,13 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 		}
 		return found
 	}
-	for name, c := range map[string]driver.Command{
+	for name, c := range driver.SomeOf(map[string]driver.Command{
 		"activated": announced(t, "1", []*os.File{f}),
 		"leaked": {
 			Args: tcp(),
 			Env:  []string{"LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_PIDFDID=2"},
 		},
-	} {
+	}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := c.Start(t)
@@ -790,37 +790,34 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 // stranger, whatever the environment says.
 func TestParentThatIsAStrangerGetsNoSignal(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Command{
-				Path: driver.Stranger(t),
-				Args: tcp("-mode", mode, "-play", "parent:"+driver.Binary(t)),
-			}.Start(t)
-			server := s.Ready(1)
-			if server.Pid == s.First().Pid {
-				t.Fatal("it is the stranger that says that it is ready")
-			}
-			// It has opened a socket of its own, and works.
-			c := dial(t, server.Addrs[0])
-			c.servedBy(server)
-			if env := announcements(c.child().Env); len(env) > 0 {
-				t.Errorf("a child of the server finds the variables %v that leaked to it", env)
-			}
-			c.Close()
-			server.Signal(syscall.SIGUSR2)
-			second := s.Ready(2)
-			s.Line(fmt.Sprintf(`^returned pid=%d`, server.Pid))
-			servedBy(t, server.Addrs[0], second)
+	driver.Each(t, driver.Some([]string{"grace", "netloop"}, 1), func(t *testing.T, mode string) {
+		s := driver.Command{
+			Path: driver.Stranger(t),
+			Args: tcp("-mode", mode, "-play", "parent:"+driver.Binary(t)),
+		}.Start(t)
+		server := s.Ready(1)
+		if server.Pid == s.First().Pid {
+			t.Fatal("it is the stranger that says that it is ready")
+		}
+		// It has opened a socket of its own, and works.
+		c := dial(t, server.Addrs[0])
+		c.servedBy(server)
+		if env := announcements(c.child().Env); len(env) > 0 {
+			t.Errorf("a child of the server finds the variables %v that leaked to it", env)
+		}
+		c.Close()
+		server.Signal(syscall.SIGUSR2)
+		second := s.Ready(2)
+		s.Line(fmt.Sprintf(`^returned pid=%d`, server.Pid))
+		servedBy(t, server.Addrs[0], second)
 
-			// The stranger tells of each signal; of the last, too, which is ours.
-			s.First().Signal(syscall.SIGHUP)
-			s.Line(fmt.Sprintf(`^got pid=%d signal=hangup`, s.First().Pid))
-			if n := s.Count(fmt.Sprintf(`^got pid=%d`, s.First().Pid)); n != 1 {
-				t.Errorf("the stranger got %d signals, want only ours", n)
-			}
-		})
-	}
+		// The stranger tells of each signal; of the last, too, which is ours.
+		s.First().Signal(syscall.SIGHUP)
+		s.Line(fmt.Sprintf(`^got pid=%d signal=hangup`, s.First().Pid))
+		if n := s.Count(fmt.Sprintf(`^got pid=%d`, s.First().Pid)); n != 1 {
+			t.Errorf("the stranger got %d signals, want only ours", n)
+		}
+	})
 }
 
 // A program of facebookgo/grace that ends before its successor is ready leaves
@@ -931,14 +928,14 @@ func TestReplacedBinaryIsWhatRuns(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "server")
 	copyProgram(t, path, driver.Binary(t))
-	for name, c := range map[string]driver.Command{
+	for name, c := range driver.SomeOf(map[string]driver.Command{
 		"absolute": {Path: path, Args: tcp()},
 		"relative": {Path: "./server", Dir: dir, Args: tcp()},
 		"looked up": {
 			// As a shell would find it in its PATH.
 			Path: path, Argv0: "server", Args: tcp(), Env: []string{"PATH=" + dir + ":/usr/bin:/bin"},
 		},
-	} {
+	}, 1) {
 		t.Run(name, func(t *testing.T) {
 			s := c.Start(t)
 			first := s.Ready(1)
@@ -991,6 +988,7 @@ func TestMovedSymlinkIsFollowed(t *testing.T) {
 // go run waits for the first generation, and may then remove the program.
 func TestGoRun(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	goTool, err := exec.LookPath("go")
 	if err != nil {
 		t.Skip("no go command here")

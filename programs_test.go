@@ -29,8 +29,8 @@ func commandLine(t *testing.T, p *driver.Process) []string {
 func TestSuccessorGetsTheCommandLineAndEnvironmentOfTheStart(t *testing.T) {
 	t.Parallel()
 	driver.NeedProc(t)
-	for _, mode := range []string{"grace", "netloop", "http"} {
-		for _, tamper := range []string{"drop", "add"} {
+	for _, mode := range driver.Some([]string{"grace", "netloop", "http"}, 1) {
+		for _, tamper := range driver.Some([]string{"drop", "add"}, 1) {
 			t.Run(mode+" "+tamper, func(t *testing.T) {
 				t.Parallel()
 				s := driver.Command{Args: tcp("-mode", mode, "-tamper", tamper), Env: []string{"SECRET=x"}}.Start(t)
@@ -56,23 +56,20 @@ func TestSuccessorGetsTheCommandLineAndEnvironmentOfTheStart(t *testing.T) {
 // As by exec -a and exec -l of bash, and @ in systemd's ExecStart=.
 func TestMadeUpNameStartsTheFileThatRuns(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"made up", "-testserver", "sh", "/bin/sh", "/no/such/file"} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Command{Argv0: name, Args: tcp()}.Start(t)
-			generation := s.Ready(1)
-			for n := 2; n <= 3; n++ {
-				generation.Signal(syscall.SIGUSR2)
-				next := s.Ready(n)
-				generation.WaitExit(0)
-				servedBy(t, next.Addrs[0], next)
-				if got := commandLine(t, next)[0]; got != name {
-					t.Errorf("the successor is called %q, want %q", got, name)
-				}
-				generation = next
+	driver.Each(t, driver.Some([]string{"made up", "-testserver", "sh", "/bin/sh", "/no/such/file"}, 2), func(t *testing.T, name string) {
+		s := driver.Command{Argv0: name, Args: tcp()}.Start(t)
+		generation := s.Ready(1)
+		for n := 2; n <= 3; n++ {
+			generation.Signal(syscall.SIGUSR2)
+			next := s.Ready(n)
+			generation.WaitExit(0)
+			servedBy(t, next.Addrs[0], next)
+			if got := commandLine(t, next)[0]; got != name {
+				t.Errorf("the successor is called %q, want %q", got, name)
 			}
-		})
-	}
+			generation = next
+		}
+	})
 }
 
 // Programs written for facebookgo/grace ask for LISTEN_FDS after the first Listen.
@@ -80,10 +77,10 @@ func TestListenFDSStaysUntilTheProcessIsReady(t *testing.T) {
 	t.Parallel()
 	f, addr := listeningFile(t)
 	activated := announced(t, "1", []*os.File{f}, "-mode", "netloop", "-listen", addr)
-	for name, c := range map[string]driver.Command{
+	for name, c := range driver.SomeOf(map[string]driver.Command{
 		"fresh":     {Args: tcp("-mode", "netloop")},
 		"activated": activated,
-	} {
+	}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := c.Start(t)
@@ -115,7 +112,7 @@ func TestListenFDSWithoutListenPID(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name  string
 		fds   string
 		files []*os.File
@@ -125,7 +122,7 @@ func TestListenFDSWithoutListenPID(t *testing.T) {
 		{"not all listen", "2", []*os.File{f, null}, false},
 		{"not all are there", "2", []*os.File{f}, false},
 		{"leaked", "1", nil, false},
-	} {
+	}, 1) {
 		t.Run(test.name, func(t *testing.T) {
 			s := driver.Command{
 				Args: tcp(), Env: []string{"LISTEN_FDS=" + test.fds}, ExtraFiles: test.files,
@@ -147,6 +144,7 @@ func TestListenFDSWithoutListenPID(t *testing.T) {
 // The program file says who the parent is where the command line cannot.
 func TestLiveUpgradeOfAProgramThatChangesItsArguments(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	driver.NeedProc(t)
 	path := filepath.Join(t.TempDir(), "server")
 	copyProgram(t, path, driver.Original(t))
@@ -197,10 +195,11 @@ func TestStopWhileAnotherProgramHangsIsAStop(t *testing.T) {
 // process.
 func TestRestartsInASandbox(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
 		t.Skip("no sandbox here")
 	}
-	for _, supervised := range []bool{false, true} {
+	for _, supervised := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("supervised %v", supervised), func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -254,6 +253,7 @@ func TestSecondStopIsHeardWhateverBecomesOfASuccessor(t *testing.T) {
 // as long as they like.
 func TestProgramThatSignalsItsParentDecidesByItself(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	faults := driver.NewFaults(t)
 	s := driver.Start(t, tcp("-mode", "netloop", "-faults", string(faults))...)
 	generation := s.Ready(1)

@@ -49,6 +49,7 @@ func main() {
 `
 
 func TestOldProgramNeedsOneReplaceLine(t *testing.T) {
+	driver.NotShort(t)
 	repo, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)

@@ -28,11 +28,12 @@ func supervised(t *testing.T, args ...string) (s *driver.Server, supervisor, fir
 	return s, s.First(), s.Ready(1)
 }
 
-// restartUnderLoad restarts some times, which is what restart does once, while
-// clients send requests. It returns the last generation. What the manager knows
-// of shall stay as it is: sees returns the process ids.
-func restartUnderLoad(t *testing.T, s *driver.Server, restarts int, restart func(), sees func() []int) *driver.Process {
+// restartUnderLoad restarts up to so many times, which is what restart does once, while
+// clients send requests. It returns the last generation, and how many restarts there were.
+// What the manager knows of shall stay as it is: sees returns the process ids.
+func restartUnderLoad(t *testing.T, s *driver.Server, atMost int, restart func(), sees func() []int) (last *driver.Process, restarts int) {
 	t.Helper()
+	restarts = driver.Times(atMost, 5)
 	current, known := s.Ready(1), sees()
 	load := driver.StartLoad(t, current.Addrs[0], "/pid")
 	for n := range restarts {
@@ -49,7 +50,7 @@ func restartUnderLoad(t *testing.T, s *driver.Server, restarts int, restart func
 	if n := s.Count("restart: started pid"); n != restarts {
 		t.Errorf("%d restarts were asked for, %d begun", restarts, n)
 	}
-	return current
+	return current, restarts
 }
 
 // inState waits until a process is in one of the states, see proc(5).
@@ -62,6 +63,7 @@ func inState(t *testing.T, s *driver.Server, p *driver.Process, states string) {
 
 func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s, supervisor, first := supervised(t)
 	if first.Pid == supervisor.Pid || first.Parent() != supervisor.Pid {
 		t.Fatalf("the first generation, pid %d, has parent %d, want the process that was started, %d", first.Pid, first.Parent(), supervisor.Pid)
@@ -71,7 +73,7 @@ func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	}
 
 	descriptors := len(supervisor.Descriptors())
-	last := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return []int{supervisor.Parent()} })
+	last, restarts := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return []int{supervisor.Parent()} })
 	descriptors++ // it is asked how the last one will end
 	if now := supervisor.Descriptors(); len(now) != descriptors {
 		t.Errorf("the supervisor had %d descriptors, and has %v", descriptors, now)
@@ -85,8 +87,8 @@ func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	if zombies := append(supervisor.Zombies(), last.Zombies()...); len(zombies) > 0 {
 		t.Errorf("zombies: %v", zombies)
 	}
-	if n, own := s.Count("^supervised pid="), s.Count(fmt.Sprintf("^supervised pid=%d$", supervisor.Pid)); n != 21 || own != 0 {
-		t.Errorf("Supervise has returned in %d processes, %d times in the supervisor; want in 21 generations", n, own)
+	if n, own := s.Count("^supervised pid="), s.Count(fmt.Sprintf("^supervised pid=%d$", supervisor.Pid)); n != restarts+1 || own != 0 {
+		t.Errorf("Supervise has returned in %d processes, %d times in the supervisor; want in %d generations", n, own, restarts+1)
 	}
 
 	supervisor.Signal(syscall.SIGTERM)
@@ -205,7 +207,7 @@ func TestRestartSignalWaitsForTheFirstGeneration(t *testing.T) {
 func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
 	type server = driver.Server
-	for name, test := range map[string]struct {
+	for name, test := range driver.SomeOf(map[string]struct {
 		want  int
 		fault string
 		args  []string
@@ -255,7 +257,7 @@ func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 			s.First().Signal(syscall.SIGTERM)
 			s.Line(fmt.Sprintf("^failed pid=%d", first.Pid))
 		}},
-	} {
+	}, 2) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -308,20 +310,16 @@ func TestSecondStopEndsADrainingPredecessorToo(t *testing.T) {
 func TestStopSentToAllProcessesIsOneStop(t *testing.T) {
 	t.Parallel()
 	s, supervisor, first := supervised(t)
-	one := sleeper(t, s, first.Addrs[0], time.Second)
+	one := hold(t, first.Addrs[0])
 	supervisor.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", first.Pid)) // it accepts no more
-	other := sleeper(t, s, second.Addrs[0], 500*time.Millisecond)
+	other := hold(t, second.Addrs[0])
 	for _, p := range []*driver.Process{first, second, supervisor} {
 		p.Signal(syscall.SIGTERM)
 	}
-	if pid := <-one; pid != first.Pid {
-		t.Errorf("pid %d answers, want the predecessor, %d", pid, first.Pid)
-	}
-	if pid := <-other; pid != second.Pid {
-		t.Errorf("pid %d answers, want the successor, %d", pid, second.Pid)
-	}
+	other.finish(second)
+	one.finish(first)
 	supervisor.WaitExit(0)
 	s.WaitEnd()
 }
@@ -417,23 +415,20 @@ func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 
 func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "bare", "ownloop", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
-			supervisor, current := s.First(), s.Ready(1)
-			for n := range 3 {
-				supervisor.Signal(syscall.SIGUSR2)
-				next := s.Ready(n + 2)
-				current.Wait()
-				current = next
-			}
-			servedBy(t, current.Addrs[0], current)
-			supervisor.Signal(syscall.SIGTERM)
-			supervisor.WaitExit(0)
-			s.WaitEnd()
-		})
-	}
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
+		supervisor, current := s.First(), s.Ready(1)
+		for n := range 3 {
+			supervisor.Signal(syscall.SIGUSR2)
+			next := s.Ready(n + 2)
+			current.Wait()
+			current = next
+		}
+		servedBy(t, current.Addrs[0], current)
+		supervisor.Signal(syscall.SIGTERM)
+		supervisor.WaitExit(0)
+		s.WaitEnd()
+	})
 }
 
 func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
@@ -504,7 +499,7 @@ func TestGenerationThatServesAgainStopsIfItsSupervisorWasKilled(t *testing.T) {
 
 func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	for name, restarted := range map[string]bool{"first": false, "successor": true} {
+	for name, restarted := range driver.SomeOf(map[string]bool{"first": false, "successor": true}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -528,17 +523,14 @@ func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 
 func TestProgramsWithTheirOwnLoopGetSIGTERMWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"ownloop", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
-			first := s.Ready(1)
-			s.First().Signal(syscall.SIGKILL)
-			s.Line(fmt.Sprintf("^got pid=%d signal=terminated", first.Pid))
-			first.WaitExit(0)
-			s.WaitEnd()
-		})
-	}
+	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
+		first := s.Ready(1)
+		s.First().Signal(syscall.SIGKILL)
+		s.Line(fmt.Sprintf("^got pid=%d signal=terminated", first.Pid))
+		first.WaitExit(0)
+		s.WaitEnd()
+	})
 }
 
 func TestSupervisorReapsOrphansOfTheApplication(t *testing.T) {
@@ -660,6 +652,7 @@ func TestStatesReachTheManagerFromTheSupervisor(t *testing.T) {
 
 func TestSocketsOfTheManagerReachTheGenerations(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	activate, err := exec.LookPath("systemd-socket-activate")
 	if err != nil {
 		t.Skip("no systemd-socket-activate here")
@@ -724,21 +717,23 @@ func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 }
 
 func TestSupervisorCostsNothingWhileGenerationsServe(t *testing.T) {
+	driver.NotShort(t)
 	s, supervisor, first := supervised(t)
-	load := driver.StartLoad(t, first.Addrs[0], "/pid")
+	load := driver.StartPacedLoad(t, first.Addrs[0], "/pid", time.Millisecond)
 	supervisor.Signal(syscall.SIGUSR2)
 	s.Ready(2)
 	first.Wait()
+	requests := driver.Times(4000, 4)
 	var used time.Duration
 	for range 5 { // what the restart has cost may be counted late
 		before := supervisor.CPU()
-		load.More(4000)
+		load.More(requests)
 		if used = supervisor.CPU() - before; used == 0 {
 			break
 		}
 	}
 	if used != 0 {
-		t.Errorf("the supervisor has used %v of processor time while its generation answered 4000 requests", used)
+		t.Errorf("the supervisor has used %v of processor time while its generation answered %d requests", used, requests)
 	}
 	load.NothingLost()
 	resident, own := supervisor.Memory("VmRSS"), supervisor.Memory("RssAnon")
@@ -766,10 +761,11 @@ func TestSupervisorUnderNohupOutlivesTheHangup(t *testing.T) {
 
 func TestSupervisorAsPID1(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := driver.Command{Args: httpArgs("-supervise", "-orphan")}.StartAsPID1(t)
 	s.Ready(1)
 	supervisor := s.Started(2)
-	last := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return s.First().Children() })
+	last, restarts := restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, func() []int { return s.First().Children() })
 	if last.Parent() != supervisor.Pid {
 		t.Errorf("the last generation's parent is pid %d, want %d", last.Parent(), supervisor.Pid)
 	}
@@ -780,7 +776,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 	// Nobody could continue the first process of a container; nor is it stopped.
 	supervisor.Signal(syscall.SIGTSTP)
 	supervisor.Signal(syscall.SIGUSR2)
-	s.Ready(22)
+	s.Ready(restarts + 2)
 	last.Wait()
 	supervisor.Signal(syscall.SIGTERM)
 	s.First().WaitExit(0) // of unshare, which exits as its child
@@ -789,6 +785,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 
 func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := driver.Command{Args: httpArgs("-supervise")}.StartAsPID1(t)
 	s.Ready(1).Signal(syscall.SIGKILL)
 	s.First().WaitExit(128 + 9)
@@ -797,6 +794,7 @@ func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 
 func TestSupervisorUnderTini(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	tini, err := exec.LookPath("tini")
 	if err != nil {
 		t.Skip("no tini here")
@@ -836,6 +834,7 @@ func childrenOf(t *testing.T, pid int) (children []int) {
 // same job over restarts.
 func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)
 	term.Type(fmt.Sprintf("%s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output))
@@ -871,7 +870,7 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 		load.NothingLost()
 	}
 	suspend()
-	current = restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, inForeground)
+	current, _ = restartUnderLoad(t, s, 20, func() { supervisor.Signal(syscall.SIGUSR2) }, inForeground)
 	suspend()
 
 	answer := sleeper(t, s, current.Addrs[0], 500*time.Millisecond)
@@ -889,7 +888,8 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 
 func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 	t.Parallel()
-	for _, suspended := range []bool{false, true} {
+	driver.NotShort(t)
+	for _, suspended := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("suspended=%v", suspended), func(t *testing.T) {
 			t.Parallel()
 			term := driver.StartTerminal(t)
@@ -915,6 +915,7 @@ func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 // Ctrl-Z stops.
 func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s, output := driver.Follow(t)
 	command := fmt.Sprintf("exec %s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output)
 	term := driver.StartTerminal(t, "sh", "-c", command)
@@ -936,6 +937,7 @@ func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 // The terminal stops what writes to it or reads from it in the background.
 func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	dir, err := os.MkdirTemp("", "tostop") // a short path
 	if err != nil {
 		t.Fatal(err)
@@ -982,7 +984,8 @@ func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 // The ways of those who know the process by its file: monit, or a script.
 func TestRestartByPIDFile(t *testing.T) {
 	t.Parallel()
-	for _, supervise := range []bool{false, true} {
+	driver.NotShort(t)
+	for _, supervise := range driver.Some([]bool{false, true}, 1) {
 		t.Run(fmt.Sprintf("supervised=%v", supervise), func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(t.TempDir(), "server.pid")
@@ -1011,7 +1014,7 @@ func TestRestartByPIDFile(t *testing.T) {
 				}
 			}()
 			generation := 0
-			last := restartUnderLoad(t, s, 5, func() {
+			last, _ := restartUnderLoad(t, s, 5, func() {
 				generation++
 				names(s.Ready(generation))
 				if out, err := exec.Command("sh", "-c", "kill -USR2 $(cat "+file+")").CombinedOutput(); err != nil {
@@ -1087,13 +1090,14 @@ func TestPIDFileOfAKilledProcessIsReplaced(t *testing.T) {
 // with the first generation, and the server goes on.
 func TestServerOutlivesTheShellsJob(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	file := filepath.Join(t.TempDir(), "server.pid")
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)
 	term.Type(fmt.Sprintf("%s %s -pidfile %s >%s 2>&1 &", driver.Binary(t), strings.Join(httpArgs(), " "), file, output))
 	s.Ready(1)
 	generation := 0
-	last := restartUnderLoad(t, s, 5, func() {
+	last, _ := restartUnderLoad(t, s, 5, func() {
 		generation++
 		driver.Eventually(t, "the file to name the generation that serves", func() bool {
 			pid, _ := readPIDFile(file)

@@ -52,10 +52,11 @@ func freePort(t testing.TB) string {
 
 func TestSocketActivation(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	driver.NeedProc(t)
 	path := filepath.Join(t.TempDir(), "s")
 	one, two := freePort(t), freePort(t)
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name    string
 		options []string
 		addrs   []string
@@ -63,7 +64,7 @@ func TestSocketActivation(t *testing.T) {
 		{"tcp", nil, []string{one}},
 		{"unix", nil, []string{path}},
 		{"two, named", []string{"--fdname=web:admin"}, []string{two, path + "2"}},
-	} {
+	}, 1) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			options := test.options
@@ -169,82 +170,78 @@ func TestActivatedProcessStopsAccepting(t *testing.T) {
 // back, and again.
 func TestLiveUpgradeFromAndToLegacy(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "bare", "ownloop", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			link := driver.NewLink(t, driver.Original(t))
-			addr := freePort(t)
-			s := driver.Command{
-				Path: string(link),
-				Args: []string{"-mode", mode, "-listen", addr},
-			}.Start(t)
-			generation := s.Ready(1)
-			load := startLoad(t, addr)
-			for n, program := range []string{
-				driver.Binary(t),   // legacy → ours
-				driver.Binary(t),   // ours → ours
-				driver.Original(t), // ours → legacy
-				driver.Original(t), // legacy → legacy
-				driver.Binary(t),   // legacy → ours, that one having been ours before
-			} {
-				held := dial(t, addr)
-				held.servedBy(generation)
-				link.Move(t, program)
-				generation.Signal(syscall.SIGUSR2)
-				next := s.Ready(n + 2)
-				awaitServedBy(t, addr, next, generation)
-				held.servedBy(generation)
-				held.Close()
-				generation.Wait()
-				s.Line(fmt.Sprintf(`^returned pid=%d`, generation.Pid))
-				load.atLeast(20)
-				generation = next
-			}
-			if pids := load.nothingLost(); len(pids) != 6 {
-				t.Errorf("answers by pid: %v, want 6 processes", pids)
-			}
-		})
-	}
+	driver.NotShort(t)
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+		link := driver.NewLink(t, driver.Original(t))
+		addr := freePort(t)
+		s := driver.Command{
+			Path: string(link),
+			Args: []string{"-mode", mode, "-listen", addr},
+		}.Start(t)
+		generation := s.Ready(1)
+		load := startLoad(t, addr)
+		for n, program := range []string{
+			driver.Binary(t),   // legacy → ours
+			driver.Binary(t),   // ours → ours
+			driver.Original(t), // ours → legacy
+			driver.Original(t), // legacy → legacy
+			driver.Binary(t),   // legacy → ours, that one having been ours before
+		} {
+			held := dial(t, addr)
+			held.servedBy(generation)
+			link.Move(t, program)
+			generation.Signal(syscall.SIGUSR2)
+			next := s.Ready(n + 2)
+			awaitServedBy(t, addr, next, generation)
+			held.servedBy(generation)
+			held.Close()
+			generation.Wait()
+			s.Line(fmt.Sprintf(`^returned pid=%d`, generation.Pid))
+			load.atLeast(20)
+			generation = next
+		}
+		if pids := load.nothingLost(); len(pids) != 6 {
+			t.Errorf("answers by pid: %v, want 6 processes", pids)
+		}
+	})
 }
 
 func TestUnixPathSurvivesUpgrades(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "ownloop", "netloop"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			link := driver.NewLink(t, driver.Binary(t))
-			path := filepath.Join(t.TempDir(), "s")
-			s := driver.Command{
-				Path: string(link),
-				Args: []string{"-mode", mode, "-listen", "unix:" + path},
-			}.Start(t)
-			generation := s.Ready(1)
-			for n, program := range []string{driver.Original(t), driver.Binary(t), driver.Binary(t)} {
-				link.Move(t, program)
-				generation.Signal(syscall.SIGUSR2)
-				next := s.Ready(n + 2)
-				generation.Wait()
-				servedBy(t, path, next)
-				generation = next
-			}
-			generation.Signal(syscall.SIGTERM)
+	driver.Each(t, driver.Some([]string{"grace", "ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+		link := driver.NewLink(t, driver.Binary(t))
+		path := filepath.Join(t.TempDir(), "s")
+		s := driver.Command{
+			Path: string(link),
+			Args: []string{"-mode", mode, "-listen", "unix:" + path},
+		}.Start(t)
+		generation := s.Ready(1)
+		for n, program := range []string{driver.Original(t), driver.Binary(t), driver.Binary(t)} {
+			link.Move(t, program)
+			generation.Signal(syscall.SIGUSR2)
+			next := s.Ready(n + 2)
 			generation.Wait()
-			s.Line(fmt.Sprintf(`^returned pid=%d`, generation.Pid))
-			if _, err := os.Stat(path); !os.IsNotExist(err) {
-				t.Errorf("the last generation left the unix socket's file: %v", err)
-			}
-		})
-	}
+			servedBy(t, path, next)
+			generation = next
+		}
+		generation.Signal(syscall.SIGTERM)
+		generation.Wait()
+		s.Line(fmt.Sprintf(`^returned pid=%d`, generation.Pid))
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("the last generation left the unix socket's file: %v", err)
+		}
+	})
 }
 
 // A legacy successor that fails is noticed as any other.
 func TestLegacySuccessorThatFails(t *testing.T) {
 	t.Parallel()
-	for fault, want := range map[string]string{
+	driver.NotShort(t)
+	for fault, want := range driver.SomeOf(map[string]string{
 		"exit": `restart failed: .*exit status 2 after .*; still serving with pid`,
 		"kill": `restart failed: .*signal: killed after .*; still serving with pid`,
 		"hang": `restart failed: .*not ready within 1s.*; still serving with pid`,
-	} {
+	}, 1) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)

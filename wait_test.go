@@ -17,8 +17,8 @@ import (
 
 func TestStopWaitsForOpenConnections(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "bare"} {
-		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+	for _, mode := range driver.Some([]string{"grace", "bare"}, 1) {
+		for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 1) {
 			t.Run(mode+" "+sig.String(), func(t *testing.T) {
 				t.Parallel()
 				s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "127.0.0.1:0")
@@ -90,11 +90,11 @@ func TestTermTimeoutSaysWhatIsLeft(t *testing.T) {
 
 func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 	t.Parallel()
-	for _, signals := range [][2]syscall.Signal{
+	for _, signals := range driver.Some([][2]syscall.Signal{
 		{syscall.SIGTERM, syscall.SIGTERM},
 		{syscall.SIGINT, syscall.SIGINT},
 		{syscall.SIGTERM, syscall.SIGINT},
-	} {
+	}, 1) {
 		t.Run(signals[0].String()+" "+signals[1].String(), func(t *testing.T) {
 			t.Parallel()
 			s := driver.Start(t, tcp()...)
@@ -143,10 +143,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 
 func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
+	s, first, held := startHeld(t, tcp()...)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line(fmt.Sprintf(`restart: pid %d is ready after \S+; pid %d drains 1 connection`, second.Pid, first.Pid))
@@ -161,36 +158,31 @@ func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"grace", "plain", "bare"} {
-		t.Run(mode, func(t *testing.T) {
-			t.Parallel()
-			args := tcp("-mode", mode)
-			if mode != "bare" { // its own listener lets close remove the path
-				args = append(args, "-listen", "unix:"+filepath.Join(t.TempDir(), "s"))
-			}
-			s := driver.Start(t, args...)
-			generation := s.Ready(1)
-			load := startLoad(t, generation.Addrs...)
-			for n := 2; n <= 6; n++ {
-				generation.Signal(syscall.SIGUSR2)
-				next := s.Ready(n)
-				generation.WaitExit(0)
-				load.atLeast(20)
-				generation = next
-			}
-			if pids := load.nothingLost(); len(pids) != 6 {
-				t.Errorf("answers by pid: %v, want 6 processes", pids)
-			}
-		})
-	}
+	driver.NotShort(t)
+	driver.Each(t, driver.Some([]string{"grace", "plain", "bare"}, 1), func(t *testing.T, mode string) {
+		args := tcp("-mode", mode)
+		if mode != "bare" { // its own listener lets close remove the path
+			args = append(args, "-listen", "unix:"+filepath.Join(t.TempDir(), "s"))
+		}
+		s := driver.Start(t, args...)
+		generation := s.Ready(1)
+		load := startLoad(t, generation.Addrs...)
+		for n := 2; n <= 6; n++ {
+			generation.Signal(syscall.SIGUSR2)
+			next := s.Ready(n)
+			generation.WaitExit(0)
+			load.atLeast(20)
+			generation = next
+		}
+		if pids := load.nothingLost(); len(pids) != 6 {
+			t.Errorf("answers by pid: %v, want 6 processes", pids)
+		}
+	})
 }
 
 func TestRestartSignalWhileStoppingIsAnsweredInTheLog(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	p := s.Ready(1)
-	held := dial(t, p.Addrs[0])
-	held.servedBy(p)
+	s, p, held := startHeld(t, tcp()...)
 	p.Signal(syscall.SIGTERM)
 	driver.AwaitRefused(t, network(p.Addrs[0]), p.Addrs[0])
 	p.Signal(syscall.SIGUSR2)
@@ -256,10 +248,7 @@ func TestStopAfterTakingBackRemovesTheUnixPath(t *testing.T) {
 // Whoever stops the successor on purpose does not want its predecessor back.
 func TestSuccessorThatWasStoppedIsNotTakenBack(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
+	s, first, held := startHeld(t, tcp()...)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line("drains 1 connection")
@@ -286,10 +275,7 @@ func TestSuccessorThatWasStoppedIsNotTakenBack(t *testing.T) {
 // Not even if it then ends badly.
 func TestSuccessorThatIsStoppingIsNotTakenBackIfItFails(t *testing.T) {
 	t.Parallel()
-	s := driver.Start(t, tcp()...)
-	first := s.Ready(1)
-	held := dial(t, first.Addrs[0])
-	held.servedBy(first)
+	s, first, held := startHeld(t, tcp()...)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	dialServedBy(t, first.Addrs[0], second, first)
@@ -340,10 +326,7 @@ func TestGenerationsOverlap(t *testing.T) {
 func TestOnlyTheLastPredecessorTakesBack(t *testing.T) {
 	t.Parallel()
 	faults := driver.NewFaults(t)
-	s := driver.Start(t, tcp("-faults", string(faults))...)
-	first := s.Ready(1)
-	one := dial(t, first.Addrs[0])
-	one.servedBy(first)
+	s, first, one := startHeld(t, tcp("-faults", string(faults))...)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	two := dialServedBy(t, first.Addrs[0], second, first)
@@ -407,17 +390,18 @@ func TestRepeatedRestartsLeaveNothingBehind(t *testing.T) {
 // is left afterwards works.
 func TestStopAroundReadiness(t *testing.T) {
 	t.Parallel()
-	for after := time.Duration(0); after < 50*time.Millisecond; after += 5 * time.Millisecond {
+	for i := range 10 {
+		if !driver.Part(i, 3) {
+			continue
+		}
+		after := time.Duration(i) * 5 * time.Millisecond
 		t.Run(after.String(), func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "s")
-			s := driver.Start(t, tcp("-listen", "unix:"+path)...)
-			first := s.Ready(1)
-			held := dial(t, first.Addrs[0]) // it does not end before the signal
-			held.servedBy(first)
+			s, first, held := startHeld(t, tcp("-listen", "unix:"+path)...) // it does not end before the signal
 			first.Signal(syscall.SIGUSR2)
 			second := s.Started(2)
-			time.Sleep(after) // any moment will do
+			driver.Instant(t, after)
 			first.Signal(syscall.SIGTERM)
 			held.servedBy(first)
 			held.Close()

@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	program = filepath.Join(dir, "gracedemo")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		panic(string(out))
+	if err := driver.Build(program, "github.com/facebookgo/grace/gracedemo"); err != nil {
+		panic(err)
 	}
 	code := driver.Run(m)
 	os.RemoveAll(dir)

@@ -188,9 +188,12 @@ func (b *browser) picture(name string, width int, scheme string) {
 	}
 }
 
-// The page sends requests all the while, loses none over ten restarts, and sees each
-// process, whoever restarts: a signal, the command, or its button.
+// The page sends requests all the while, loses none over restarts, and sees each process,
+// whoever restarts: a signal, the command, or its button.
 func TestPageNoticesNothingButColours(t *testing.T) {
+	t.Parallel()
+	driver.NotShort(t)
+	restarts := driver.Times(10, 3)
 	d := startDemo(t, "-button", "-control", "control")
 	b := openBrowser(t, "http://"+d.addrs[0]+"/")
 	by := func(pid int) {
@@ -201,7 +204,7 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 	b.picture("start", 1200, "light")
 	b.eval(`document.getElementById("begin").click()`)
 	pids := []int{d.pid}
-	for n := range 10 {
+	for n := range restarts {
 		old := pids[n]
 		switch n % 3 {
 		case 0:
@@ -221,7 +224,7 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 			driver.Eventually(t, "the page to say what the predecessor holds", func() bool { return strings.Contains(b.text("generations"), "holds 1 connection") })
 		}
 	}
-	if n := b.text("restarts"); n != "10" {
+	if n := b.text("restarts"); n != strconv.Itoa(restarts) {
 		t.Errorf("the page has seen %s restarts", n)
 	}
 	driver.Eventually(t, "the outcome of the button", func() bool { return strings.Contains(b.text("outcome"), "serves, after") })
@@ -246,24 +249,26 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 		t.Errorf("%s; want pid %d", slow, d.pid)
 	}
 	label := b.eval(`document.getElementById("strip").getAttribute("aria-label")`)
-	if !strings.Contains(label, "0 failed, by 11 processes") {
+	if !strings.Contains(label, fmt.Sprintf("0 failed, by %d processes", restarts+1)) {
 		t.Errorf("the strip is described as %q", label)
 	}
 	if failed, answered := b.text("failed"), b.text("answered"); failed != "0" || answered == "0" {
 		t.Errorf("%s requests answered, %s failed; %s", answered, failed, b.text("error"))
 	}
-	t.Logf("%s requests answered over ten restarts", b.text("answered"))
+	t.Logf("%s requests answered over %d restarts", b.text("answered"), restarts)
 	// What can be pressed, by Tab in this order.
 	if order := b.eval(`[...document.querySelectorAll("button:not([hidden])")].map(e => e.textContent).join(", ")`); order != "Restart, Send a 10-second request, Pause" {
 		t.Errorf("the buttons are %s", order)
 	}
 	// A server that is gone is seen.
-	d.Process(pids[10]).Signal(syscall.SIGKILL)
+	d.Process(pids[restarts]).Signal(syscall.SIGKILL)
 	driver.Eventually(t, "the page to see a failure", func() bool { return b.text("failed") != "0" && strings.Contains(b.text("error"), "Last failure") })
 	b.picture("failed", 1200, "light")
 }
 
 func TestPageHasNoButtonUnlessAllowed(t *testing.T) {
+	t.Parallel()
+	driver.NotShort(t)
 	d := startDemo(t)
 	b := openBrowser(t, "http://"+d.addrs[0]+"/")
 	driver.Eventually(t, "the page to have answers", func() bool { return b.text("by") == strconv.Itoa(d.pid) })

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // A connection may move only when all that was read from it has been used. That
@@ -326,7 +328,8 @@ func kicksAtAnyTime(t *testing.T, timeout time.Duration, encrypted bool) {
 		g.listener.Resume()
 	}
 
-	const clients, conns, requests = 4, 15, 20
+	const clients, requests = 4, 20
+	conns := driver.Times(15, 3)
 	one := func(random *rand.Rand) error {
 		nc, err := net.Dial("tcp", g.addr)
 		if err != nil {

@@ -84,8 +84,7 @@ func TestStopLeavesIdleConnectionsASecond(t *testing.T) {
 				t.Parallel()
 				g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
 				used, fresh := connect(t, g), connect(t, g)
-				used.send(get)
-				used.expect("server / 0")
+				used.ask()
 				start := time.Now()
 				drained := make(chan error, 1)
 				go func() { drained <- g.Drain(context.Background(), handoff.Drain{Quick: quick}) }()
@@ -97,9 +96,7 @@ func TestStopLeavesIdleConnectionsASecond(t *testing.T) {
 				if lasted := time.Since(start); !quick && lasted < stopGrace || quick && lasted > stopGrace/2 {
 					t.Errorf("idle connections have ended after %v", lasted)
 				}
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Errorf("Drain: %v", err)
-				}
+				ends(t, drained)
 				if c := g.Count(); c.Idle != 2 || c.Open != 0 {
 					t.Errorf("counted %+v, want 2 idle ones", c)
 				}
@@ -133,111 +130,93 @@ func TestStopEndsIdleConnectionsOneAfterTheOther(t *testing.T) {
 	if took := last.Sub(first); took < 400*time.Millisecond { // of nine times 50 ms
 		t.Errorf("10 connections have ended within %v, at a rate of 20 a second", took)
 	}
-	if err := within(t, drained, "the drain's end"); err != nil {
-		t.Errorf("Drain: %v", err)
-	}
+	ends(t, drained)
 }
 
 // The handler does not read the first request's body, so that net/http leaves
 // the second request in the socket until the first one is answered.
 func TestStopAnswersRequestThatWaits(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			begun, release := make(chan bool), make(chan bool)
-			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.Method == "POST" {
-					begun <- true
-					<-release
-				}
-				fmt.Fprint(w, r.Method)
-			})}
-			g := serveKind(t, kind, srv, time.Hour)
-			c := connect(t, g)
-			c.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
-			within(t, begun, "the request")
-			c.send("abc" + get)
-			drained, _ := g.begin(t, stop)
-			close(release)
-			c.expect("POST")
-			c.expect("GET")
-			c.expectEnd()
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		begun, release := make(chan bool), make(chan bool)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == "POST" {
+				begun <- true
+				<-release
 			}
-		})
-	}
+			fmt.Fprint(w, r.Method)
+		})}
+		g := serveKind(t, kind, srv, time.Hour)
+		c := connect(t, g)
+		c.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+		within(t, begun, "the request")
+		c.send("abc" + get)
+		drained, _ := g.begin(t, stop)
+		close(release)
+		c.expect("POST")
+		c.expect("GET")
+		c.expectEnd()
+		ends(t, drained)
+	})
 }
 
 func TestStopAnswersWhatWasSentBefore(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			clients := make([]*client, 30)
-			for i := range clients {
-				clients[i] = connect(t, g)
-				clients[i].send(get)
-				clients[i].expect("server / 0")
-			}
-			for _, c := range clients {
-				c.send(get)
-			}
-			drained, _ := g.begin(t, stop)
-			for _, c := range clients {
-				c.expect("server / 0")
-				c.expectEnd()
-			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		clients := make([]*client, 30)
+		for i := range clients {
+			clients[i] = connect(t, g)
+			clients[i].ask()
+		}
+		for _, c := range clients {
+			c.send(get)
+		}
+		drained, _ := g.begin(t, stop)
+		for _, c := range clients {
+			c.expect("server / 0")
+			c.expectEnd()
+		}
+		ends(t, drained)
+	})
 }
 
 func TestStopAnswersTheBacklog(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Minute)
-			g.listener.Pause() // as if the process had no time to accept
-			wrote, answers := make(chan bool, 1000), make(chan error, 10)
-			for range cap(answers) {
-				c := dial(t, g)
-				c.Conn = &tellingConn{c.Conn, wrote}
-				if kind == "tls" {
-					c = newClient(t, tls.Client(c.Conn, clientTLS()))
-				}
-				go func() {
-					_, err := io.WriteString(c.Conn, get)
-					if err != nil {
-						answers <- err
-						return
-					}
-					_, body, err := c.tryAnswer()
-					if err == nil && body != "server / 0" {
-						err = fmt.Errorf("answer %q", body)
-					}
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Minute)
+		g.listener.Pause() // as if the process had no time to accept
+		wrote, answers := make(chan bool, 1000), make(chan error, 10)
+		for range cap(answers) {
+			c := dial(t, g)
+			c.Conn = &tellingConn{c.Conn, wrote}
+			if kind == "tls" {
+				c = newClient(t, tls.Client(c.Conn, clientTLS()))
+			}
+			go func() {
+				_, err := io.WriteString(c.Conn, get)
+				if err != nil {
 					answers <- err
-				}()
-			}
-			for range cap(answers) {
-				within(t, wrote, "the clients to write")
-			}
-			drained, _ := g.begin(t, stop)
-			for range cap(answers) {
-				if err := within(t, answers, "an answer"); err != nil {
-					t.Errorf("a connection that nobody had accepted: %v", err)
+					return
 				}
+				_, body, err := c.tryAnswer()
+				if err == nil && body != "server / 0" {
+					err = fmt.Errorf("answer %q", body)
+				}
+				answers <- err
+			}()
+		}
+		for range cap(answers) {
+			within(t, wrote, "the clients to write")
+		}
+		drained, _ := g.begin(t, stop)
+		for range cap(answers) {
+			if err := within(t, answers, "an answer"); err != nil {
+				t.Errorf("a connection that nobody had accepted: %v", err)
 			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+		}
+		ends(t, drained)
+	})
 }
 
 // A tellingConn tells of each Write.
@@ -300,34 +279,25 @@ func drainInFlight(t *testing.T, kind string, to *handoff.Successor) time.Durati
 		t.Error("the drain has cancelled the request's context")
 	}
 	c.expectEnd()
-	if err := within(t, drained, "the drain's end"); err != nil {
-		t.Errorf("Drain: %v", err)
-	}
+	ends(t, drained)
 	return time.Since(answered)
 }
 
 func TestClientsAreToldToGoElsewhere(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			c := connect(t, g)
-			c.send(get)
-			if resp := c.expect("server / 0"); resp.Close {
-				t.Fatal("an answer says Connection: close before the drain")
-			}
-			drained, _ := g.begin(t, handOver)
-			c.send(get)
-			if resp := c.expect("server / 0"); !resp.Close {
-				t.Error("an answer in a drain does not say Connection: close")
-			}
-			c.expectEnd()
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		c := connect(t, g)
+		if resp := c.ask(); resp.Close {
+			t.Fatal("an answer says Connection: close before the drain")
+		}
+		drained, _ := g.begin(t, handOver)
+		if resp := c.ask(); !resp.Close {
+			t.Error("an answer in a drain does not say Connection: close")
+		}
+		c.expectEnd()
+		ends(t, drained)
+	})
 }
 
 // A client that asks for HTTP/2 by Upgrade gets HTTP/1.
@@ -346,28 +316,21 @@ func TestUpgradeToH2CIsToldToGoElsewhere(t *testing.T) {
 func TestIdleConnectionsStayForTheGrace(t *testing.T) {
 	t.Parallel()
 	const grace = 1500 * time.Millisecond
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: named("server")}, grace)
-			idle, used := connect(t, g), connect(t, g)
-			for _, c := range []*client{idle, used} {
-				c.send(get)
-				c.expect("server / 0")
-			}
-			start := time.Now()
-			drained, _ := g.begin(t, handOver)
-			used.send(get)
-			used.expect("server / 0")
-			idle.expectEnd()
-			if lasted := time.Since(start); lasted < grace {
-				t.Errorf("an idle connection was closed after %v, want %v", lasted, grace)
-			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, grace)
+		idle, used := connect(t, g), connect(t, g)
+		for _, c := range []*client{idle, used} {
+			c.ask()
+		}
+		start := time.Now()
+		drained, _ := g.begin(t, handOver)
+		used.ask()
+		idle.expectEnd()
+		if lasted := time.Since(start); lasted < grace {
+			t.Errorf("an idle connection was closed after %v, want %v", lasted, grace)
+		}
+		ends(t, drained)
+	})
 }
 
 // Whether an answer is the last is decided when its header is written: the handler may
@@ -408,9 +371,7 @@ func TestAnswerUnderWayTellsItsClient(t *testing.T) {
 						t.Error("the answer does not say Connection: close")
 					}
 					c.expectEnd()
-					if err := within(t, drained, "the drain's end"); err != nil {
-						t.Errorf("Drain: %v", err)
-					}
+					ends(t, drained)
 					if n := g.Count().Told; n != 1 {
 						t.Errorf("%d clients are counted as told, want 1", n)
 					}
@@ -461,73 +422,67 @@ func TestAnswersWriterHasAllMethods(t *testing.T) {
 func TestGraceBeginsWithTheAnswer(t *testing.T) {
 	t.Parallel()
 	const grace = 1500 * time.Millisecond
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			begun, release, waits := make(chan bool), make(chan bool), make(chan bool, 10)
-			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/slow" {
-					w.Header().Set("Content-Length", "4")
-					w.(http.Flusher).Flush()
-					begun <- true
-					<-release
-				}
-				fmt.Fprint(w, "done")
-			}), ConnState: func(_ net.Conn, state http.ConnState) {
-				if state == http.StateIdle {
-					waits <- true
-				}
-			}}
-			g := serveKind(t, kind, srv, grace)
-			idle, c := connect(t, g), connect(t, g)
-			idle.send(get)
-			idle.expect("done")
-			within(t, waits, "the first connection to be idle")
-			c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-			within(t, begun, "the request")
-			g.begin(t, handOver)
-			idle.expectEnd() // since the grace that began with the drain is over
-			close(release)
-			c.expect("done")
-			answered := time.Now()
-			c.expectEnd()
-			if lasted := time.Since(answered); lasted < grace*9/10 {
-				t.Errorf("the connection has ended %v after its answer, want %v", lasted, grace)
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		begun, release, waits := make(chan bool), make(chan bool), make(chan bool, 10)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				w.Header().Set("Content-Length", "4")
+				w.(http.Flusher).Flush()
+				begun <- true
+				<-release
 			}
-		})
-	}
+			fmt.Fprint(w, "done")
+		}), ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateIdle {
+				waits <- true
+			}
+		}}
+		g := serveKind(t, kind, srv, grace)
+		idle, c := connect(t, g), connect(t, g)
+		idle.send(get)
+		idle.expect("done")
+		within(t, waits, "the first connection to be idle")
+		c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		within(t, begun, "the request")
+		g.begin(t, handOver)
+		idle.expectEnd() // since the grace that began with the drain is over
+		close(release)
+		c.expect("done")
+		answered := time.Now()
+		c.expectEnd()
+		if lasted := time.Since(answered); lasted < grace*9/10 {
+			t.Errorf("the connection has ended %v after its answer, want %v", lasted, grace)
+		}
+	})
 }
 
 // A grace time that is longer than the drain would let it fail.
 func TestIdleConnectionsDoNotUseUpTheDrain(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			begun, release := make(chan bool), make(chan bool)
-			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/slow" {
-					begun <- true
-					<-release
-				}
-				fmt.Fprint(w, "done")
-			})}, time.Hour)
-			idle, late := connect(t, g), connect(t, g)
-			idle.send(get)
-			idle.expect("done")
-			late.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-			within(t, begun, "the request")
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-			defer cancel()
-			drained, _ := g.beginIn(t, ctx, handOver)
-			idle.expectEnd()
-			close(release) // and this one is idle only now
-			late.expect("done")
-			if err := within(t, drained, "the drain"); err != nil {
-				t.Errorf("Drain: %v", err)
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		begun, release := make(chan bool), make(chan bool)
+		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				begun <- true
+				<-release
 			}
-		})
-	}
+			fmt.Fprint(w, "done")
+		})}, time.Hour)
+		idle, late := connect(t, g), connect(t, g)
+		idle.send(get)
+		idle.expect("done")
+		late.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		within(t, begun, "the request")
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		drained, _ := g.beginIn(t, ctx, handOver)
+		idle.expectEnd()
+		close(release) // and this one is idle only now
+		late.expect("done")
+		if err := within(t, drained, "the drain"); err != nil {
+			t.Errorf("Drain: %v", err)
+		}
+	})
 }
 
 // Half a request keeps a connection open, wherever the other half is cut off:
@@ -584,9 +539,7 @@ func TestHijackedConnectionsAreWaitedForAndTold(t *testing.T) {
 					t.Fatalf("the hijacked connection brings %q, %v", line, err)
 				}
 				c.Close()
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Errorf("Drain: %v", err)
-				}
+				ends(t, drained)
 			})
 		}
 	}
@@ -721,9 +674,7 @@ func TestHTTP2Drains(t *testing.T) {
 				if err := within(t, answer, "the slow request's answer"); err != nil {
 					t.Errorf("the slow request: %v", err)
 				}
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Errorf("Drain: %v", err)
-				}
+				ends(t, drained)
 			})
 		}
 	}
@@ -733,37 +684,32 @@ func TestHTTP2Drains(t *testing.T) {
 // connection is its last.
 func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"h2", "h2c"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			begun, release := make(chan bool), make(chan bool)
-			g := serveHTTP2(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/slow" {
-					begun <- true
-					<-release
-				}
-				fmt.Fprint(w, "done")
-			})}, time.Hour)
-			slow := connect(t, g)
-			slow.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-			within(t, begun, "the slow request")
-			c := http2Client(t, g)
-			if _, err := fetch(c, g.url("/")); err != nil {
-				t.Fatal(err)
+	driver.Each(t, []string{"h2", "h2c"}, func(t *testing.T, kind string) {
+		begun, release := make(chan bool), make(chan bool)
+		g := serveHTTP2(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				begun <- true
+				<-release
 			}
-			drained, _ := g.begin(t, handOver)
-			if _, err := fetch(c, g.url("/")); err != nil {
-				t.Errorf("a request in the drain: %v", err)
-			}
-			within(t, g.closed, "the connection's end")
-			close(release)
-			slow.expect("done")
-			slow.Close()
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+			fmt.Fprint(w, "done")
+		})}, time.Hour)
+		slow := connect(t, g)
+		slow.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		within(t, begun, "the slow request")
+		c := http2Client(t, g)
+		if _, err := fetch(c, g.url("/")); err != nil {
+			t.Fatal(err)
+		}
+		drained, _ := g.begin(t, handOver)
+		if _, err := fetch(c, g.url("/")); err != nil {
+			t.Errorf("a request in the drain: %v", err)
+		}
+		within(t, g.closed, "the connection's end")
+		close(release)
+		slow.expect("done")
+		slow.Close()
+		ends(t, drained)
+	})
 }
 
 // At most so many clients a second are told, or their idle connections ended, whatever
@@ -845,35 +791,32 @@ func TestDrainKnowsItsDeadline(t *testing.T) {
 // Until it is a client's turn, its HTTP/2 connection serves on as it did.
 func TestHTTP2ServesUntilItsTurn(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"h2", "h2c"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			g.app.drainRate = 1
-			first, second := http2Client(t, g), http2Client(t, g)
-			ask := func(c *http.Client) {
-				t.Helper()
-				if body, err := fetch(c, g.url("/")); body != "server / 0" || err != nil {
-					t.Errorf("%q, %v", body, err)
-				}
+	driver.Each(t, []string{"h2", "h2c"}, func(t *testing.T, kind string) {
+		g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		g.app.drainRate = 1
+		first, second := http2Client(t, g), http2Client(t, g)
+		ask := func(c *http.Client) {
+			t.Helper()
+			if body, err := fetch(c, g.url("/")); body != "server / 0" || err != nil {
+				t.Errorf("%q, %v", body, err)
 			}
-			ask(first)
-			ask(second)
-			start := time.Now()
-			drained, _ := g.begin(t, handOver)
-			ask(first)
-			for n := 0; time.Since(start) < 900*time.Millisecond; n++ {
-				ask(second)                       // nobody accepts another connection
-				time.Sleep(10 * time.Millisecond) // it is a pace
-			}
-			if n := g.Count().Told; n != 1 {
-				t.Errorf("%d clients are told within a second, want 1", n)
-			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+		}
+		ask(first)
+		ask(second)
+		start := time.Now()
+		drained, _ := g.begin(t, handOver)
+		ask(first)
+		pace := time.NewTicker(10 * time.Millisecond)
+		defer pace.Stop()
+		for time.Since(start) < 900*time.Millisecond {
+			ask(second) // nobody accepts another connection
+			<-pace.C
+		}
+		if n := g.Count().Told; n != 1 {
+			t.Errorf("%d clients are told within a second, want 1", n)
+		}
+		ends(t, drained)
+	})
 }
 
 // A connection whose client is not told yet stays open while it is used, and for the
@@ -883,8 +826,7 @@ func TestUntoldConnectionEndsAfterItsLastAnswer(t *testing.T) {
 	const grace = 100 * time.Millisecond
 	g := serveKind(t, "tls", &http.Server{Handler: named("server")}, grace)
 	c := connect(t, g)
-	c.send(get)
-	c.expect("server / 0")
+	c.ask()
 	g.begin(t, handOver)
 	g.draining.Load().pace.Store(&pace{told: turns{from: time.Now().Add(time.Hour)}, idleFrom: time.Now().Add(grace)})
 	pace := time.NewTicker(grace / 4)
@@ -896,8 +838,7 @@ func TestUntoldConnectionEndsAfterItsLastAnswer(t *testing.T) {
 			t.Skip("this machine is too busy")
 		}
 		last = time.Now()
-		c.send(get)
-		if resp := c.expect("server / 0"); resp.Close {
+		if resp := c.ask(); resp.Close {
 			t.Fatal("the client was told before its turn")
 		}
 	}
@@ -910,25 +851,20 @@ func TestUntoldConnectionEndsAfterItsLastAnswer(t *testing.T) {
 // Those that ask for nothing are told when all others were.
 func TestIdleHTTP2IsToldLast(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"h2", "h2c"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			const spread = 50 * time.Millisecond
-			g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			g.app.drainRate = int(time.Second / spread)
-			if _, err := fetch(http2Client(t, g), g.url("/")); err != nil {
-				t.Fatal(err)
-			}
-			start := time.Now()
-			drained, _ := g.begin(t, handOver)
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-			if took := time.Since(start); took < spread {
-				t.Errorf("drained within %v, want at least %v", took, spread)
-			}
-		})
-	}
+	driver.Each(t, []string{"h2", "h2c"}, func(t *testing.T, kind string) {
+		const spread = 50 * time.Millisecond
+		g := serveHTTP2(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		g.app.drainRate = int(time.Second / spread)
+		if _, err := fetch(http2Client(t, g), g.url("/")); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		drained, _ := g.begin(t, handOver)
+		ends(t, drained)
+		if took := time.Since(start); took < spread {
+			t.Errorf("drained within %v, want at least %v", took, spread)
+		}
+	})
 }
 
 func TestH2CPrefaceInPieces(t *testing.T) {
@@ -966,9 +902,7 @@ func TestH2CPrefaceInPieces(t *testing.T) {
 				got = append(got, b)
 			}
 			c.Close()
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
+			ends(t, drained)
 		})
 	}
 }
@@ -1000,147 +934,134 @@ func TestOwnProtocolIsWaitedFor(t *testing.T) {
 		t.Errorf("the connection brings %q, %v", line, err)
 	}
 	c.Close()
-	if err := within(t, drained, "the drain's end"); err != nil {
-		t.Errorf("Drain: %v", err)
-	}
+	ends(t, drained)
 }
 
 // Who comes during the drain waits for the successor to accept, or for the
 // server to serve again.
 func TestDrainAcceptsNothing(t *testing.T) {
 	t.Parallel()
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
-			idle := connect(t, g) // the drain cannot end
-			idle.send(get)
-			idle.expect("server / 0")
-			drained, cancel := g.begin(t, handOver)
-			late := dial(t, g)
-			if kind == "tls" {
-				late = newClient(t, tls.Client(late.Conn, clientTLS("http/1.1")))
-			}
-			sent := make(chan error, 1)
-			go func() {
-				_, err := io.WriteString(late.Conn, get)
-				sent <- err
-			}()
-			select {
-			case <-g.accepted:
-				t.Error("a connection was accepted during the drain")
-			case <-time.After(50 * time.Millisecond):
-			}
-			cancel()
-			within(t, drained, "the drain's end")
-			g.Resume()
-			if err := within(t, sent, "the request to be sent"); err != nil {
-				t.Fatal(err)
-			}
-			if resp := late.expect("server / 0"); resp.Close {
-				t.Error("the answer says Connection: close")
-			}
-		})
-	}
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
+		idle := connect(t, g) // the drain cannot end
+		idle.ask()
+		drained, cancel := g.begin(t, handOver)
+		late := dial(t, g)
+		if kind == "tls" {
+			late = newClient(t, tls.Client(late.Conn, clientTLS("http/1.1")))
+		}
+		sent := make(chan error, 1)
+		go func() {
+			_, err := io.WriteString(late.Conn, get)
+			sent <- err
+		}()
+		select {
+		case <-g.accepted:
+			t.Error("a connection was accepted during the drain")
+		case <-time.After(50 * time.Millisecond):
+		}
+		cancel()
+		within(t, drained, "the drain's end")
+		g.Resume()
+		if err := within(t, sent, "the request to be sent"); err != nil {
+			t.Fatal(err)
+		}
+		if resp := late.expect("server / 0"); resp.Close {
+			t.Error("the answer says Connection: close")
+		}
+	})
 }
 
 // A drain that is called off before its end has changed nothing for clients.
 func TestDrainCalledOffLeavesConnectionsAlone(t *testing.T) {
 	t.Parallel()
 	const grace = 50 * time.Millisecond
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			begun, release := make(chan bool), make(chan bool)
-			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/slow" {
-					begun <- true
-					<-release
-				}
-				fmt.Fprint(w, "done")
-			})}, grace)
-			idle, busy := connect(t, g), connect(t, g)
-			idle.send(get)
-			idle.expect("done")
-			busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-			within(t, begun, "the slow request")
-			drained, cancel := g.begin(t, handOver)
-			d := g.draining.Load()
-			cancel()
-			if err := within(t, drained, "the drain's end"); !errors.Is(err, context.Canceled) {
-				t.Errorf("Drain: %v, want that it was called off", err)
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		begun, release := make(chan bool), make(chan bool)
+		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				begun <- true
+				<-release
 			}
-			g.Resume()
-			g.wakeAndLook(t, d) // as its timer does
-			close(release)
-			busy.expect("done")
-			for _, c := range []*client{idle, busy, connect(t, g)} {
-				c.send(get)
-				if resp := c.expect("done"); resp.Close {
-					t.Error("an answer says Connection: close after the drain")
-				}
+			fmt.Fprint(w, "done")
+		})}, grace)
+		idle, busy := connect(t, g), connect(t, g)
+		idle.send(get)
+		idle.expect("done")
+		busy.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		within(t, begun, "the slow request")
+		drained, cancel := g.begin(t, handOver)
+		d := g.draining.Load()
+		cancel()
+		if err := within(t, drained, "the drain's end"); !errors.Is(err, context.Canceled) {
+			t.Errorf("Drain: %v, want that it was called off", err)
+		}
+		g.Resume()
+		g.wakeAndLook(t, d) // as its timer does
+		close(release)
+		busy.expect("done")
+		for _, c := range []*client{idle, busy, connect(t, g)} {
+			c.send(get)
+			if resp := c.expect("done"); resp.Close {
+				t.Error("an answer says Connection: close after the drain")
 			}
-		})
-	}
+		}
+	})
 }
 
 // When the successor fails as late as can be, everything works as before.
 func TestResumesAfterShutdown(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tcp", "unix", "tls", "h2", "h2c"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			states := make(chan http.ConnState, 100)
-			srv := &http.Server{
-				Handler:   named("server"),
-				ConnState: func(_ net.Conn, state http.ConnState) { states <- state },
-				BaseContext: func(net.Listener) context.Context {
-					return context.WithValue(context.Background(), contextKey{}, "base")
-				},
-			}
-			var g *generation
-			switch kind {
-			case "h2", "h2c":
-				g = serveHTTP2(t, kind, srv, time.Millisecond)
-			default:
-				g = serveKind(t, kind, srv, time.Millisecond)
-			}
-			// Each time it serves, drains to the end, and resumes.
+	driver.Each(t, []string{"tcp", "unix", "tls", "h2", "h2c"}, func(t *testing.T, kind string) {
+		states := make(chan http.ConnState, 100)
+		srv := &http.Server{
+			Handler:   named("server"),
+			ConnState: func(_ net.Conn, state http.ConnState) { states <- state },
+			BaseContext: func(net.Listener) context.Context {
+				return context.WithValue(context.Background(), contextKey{}, "base")
+			},
+		}
+		var g *generation
+		switch kind {
+		case "h2", "h2c":
+			g = serveHTTP2(t, kind, srv, time.Millisecond)
+		default:
+			g = serveKind(t, kind, srv, time.Millisecond)
+		}
+		// Each time it serves, drains to the end, and resumes.
+		for range 2 {
 			for range 2 {
-				for range 2 {
-					if strings.HasPrefix(kind, "h2") {
-						c := http2Client(t, g)
-						for range 2 {
-							if body, err := fetch(c, g.url("/")); err != nil || body != "server / 0" {
-								t.Fatalf("answer %q, %v", body, err)
-							}
-						}
-						continue
-					}
-					c := connect(t, g)
+				if strings.HasPrefix(kind, "h2") {
+					c := http2Client(t, g)
 					for range 2 {
-						c.send(get)
-						if resp := c.expect("server / 0"); resp.Close {
-							t.Error("an answer says Connection: close")
+						if body, err := fetch(c, g.url("/")); err != nil || body != "server / 0" {
+							t.Fatalf("answer %q, %v", body, err)
 						}
 					}
+					continue
 				}
-				for state := http.ConnState(-1); state != http.StateIdle; {
-					state = within(t, states, "the program's ConnState to be called")
+				c := connect(t, g)
+				for range 2 {
+					if resp := c.ask(); resp.Close {
+						t.Error("an answer says Connection: close")
+					}
 				}
-				drained, _ := g.begin(t, handOver)
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Fatalf("Drain: %v", err)
-				}
-				g.Resume()
 			}
-			select {
-			case err := <-g.served:
-				t.Errorf("Serve has returned %v", err)
-			default:
+			for state := http.ConnState(-1); state != http.StateIdle; {
+				state = within(t, states, "the program's ConnState to be called")
 			}
-		})
-	}
+			drained, _ := g.begin(t, handOver)
+			if err := within(t, drained, "the drain's end"); err != nil {
+				t.Fatalf("Drain: %v", err)
+			}
+			g.Resume()
+		}
+		select {
+		case err := <-g.served:
+			t.Errorf("Serve has returned %v", err)
+		default:
+		}
+	})
 }
 
 type contextKey struct{}
@@ -1156,8 +1077,7 @@ func TestResumesRepeatedly(t *testing.T) {
 		}
 		g.Resume()
 		c := dial(t, g)
-		c.send(get)
-		c.expect("server / 0")
+		c.ask()
 		c.Close()
 	}
 	select {
@@ -1172,8 +1092,7 @@ func TestResumesAfterShutdownByTheProgram(t *testing.T) {
 	srv := &http.Server{Handler: named("server")}
 	g := serveGeneration(t, "tcp", srv, 0)
 	c := connect(t, g)
-	c.send(get)
-	c.expect("server / 0")
+	c.ask()
 	if err := srv.Shutdown(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -1202,8 +1121,7 @@ func TestShutdownByTheProgramAfterResume(t *testing.T) {
 		}
 		g.Resume()
 		c := connect(t, g)
-		c.send(get)
-		c.expect("server / 0")
+		c.ask()
 		c.Close()
 	}
 	if err := srv.Shutdown(context.Background()); err != nil {
@@ -1354,8 +1272,7 @@ func TestDeadlineOfTheProgramKeepsNoConnection(t *testing.T) {
 					c.SetReadDeadline(at)
 				}
 				c := connect(t, g)
-				c.send(get)
-				c.expect("server / 0")
+				c.ask()
 				theirs := within(t, conns, "the connection")
 				driver.Eventually(t, "the server to wait for a request", func() bool { return coreOf(theirs).is(waiting) })
 				set(theirs)
@@ -1370,9 +1287,7 @@ func TestDeadlineOfTheProgramKeepsNoConnection(t *testing.T) {
 				if lasted := time.Since(start); lasted < want-50*time.Millisecond || lasted > want+grace/2 {
 					t.Errorf("the connection has ended after %v, want %v", lasted, want)
 				}
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Errorf("Drain: %v", err)
-				}
+				ends(t, drained)
 			})
 		}
 	}
@@ -1383,78 +1298,67 @@ func TestDeadlineOfTheProgramKeepsNoConnection(t *testing.T) {
 func TestLastAnswerArrivesThoughTheClientSendsOn(t *testing.T) {
 	t.Parallel()
 	const size = 1_500_000
-	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				io.WriteString(w, strings.Repeat("x", size))
-			})}, time.Hour)
-			c := connect(t, g)
-			if kind == "tls" {
-				c.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n") // the handshake
-				http.ReadResponse(c.answers, &http.Request{Method: "HEAD"})
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, strings.Repeat("x", size))
+		})}, time.Hour)
+		c := connect(t, g)
+		if kind == "tls" {
+			c.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n") // the handshake
+			http.ReadResponse(c.answers, &http.Request{Method: "HEAD"})
+		}
+		drained, _ := g.begin(t, handOver)
+		g.draining.Load().middle = time.Now().Add(-time.Hour)
+		c.send(get)
+		sent := make(chan bool)
+		go func() {
+			defer close(sent)
+			for range 20 {
+				io.WriteString(c.Conn, strings.Repeat(get, 100))
 			}
-			drained, _ := g.begin(t, handOver)
-			g.draining.Load().middle = time.Now().Add(-time.Hour)
-			c.send(get)
-			sent := make(chan bool)
-			go func() {
-				defer close(sent)
-				for range 20 {
-					io.WriteString(c.Conn, strings.Repeat(get, 100))
-				}
-			}()
-			resp, err := http.ReadResponse(c.answers, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			<-sent
-			body, err := io.ReadAll(resp.Body)
-			if len(body) != size || err != nil || !resp.Close {
-				t.Errorf("the last answer brings %d of %d bytes, %v", len(body), size, err)
-			}
-			c.Close()
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
-	}
+		}()
+		resp, err := http.ReadResponse(c.answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-sent
+		body, err := io.ReadAll(resp.Body)
+		if len(body) != size || err != nil || !resp.Close {
+			t.Errorf("the last answer brings %d of %d bytes, %v", len(body), size, err)
+		}
+		c.Close()
+		ends(t, drained)
+	})
 }
 
 // OnDrain is a place where programs end what they can: what net/http would close there
 // is ended by the drain, and the keep-alives are back if the successor fails.
 func TestProgramsSetKeepAlivesEnabledIsHarmless(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"tcp", "unix"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			srv := &http.Server{Handler: named("server")}
-			g := serveKind(t, kind, srv, time.Hour)
-			used, other := connect(t, g), connect(t, g)
-			for _, c := range []*client{used, other} {
-				c.send(get)
-				c.expect("server / 0")
-			}
-			driver.Eventually(t, "the server to wait for requests", func() bool {
-				return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(waiting) })
-			})
-			drained, cancel := g.begin(t, handOver)
-			srv.SetKeepAlivesEnabled(false)
-			used.send(get)
-			if resp := used.expect("server / 0"); !resp.Close {
-				t.Error("the answer does not say Connection: close")
-			}
-			cancel()
-			within(t, drained, "the drain's end")
-			g.Resume()
-			for range 2 {
-				other.send(get)
-				if resp := other.expect("server / 0"); resp.Close {
-					t.Error("the answer after the drain says Connection: close")
-				}
-			}
+	driver.Each(t, []string{"tcp", "unix"}, func(t *testing.T, kind string) {
+		srv := &http.Server{Handler: named("server")}
+		g := serveKind(t, kind, srv, time.Hour)
+		used, other := connect(t, g), connect(t, g)
+		for _, c := range []*client{used, other} {
+			c.ask()
+		}
+		driver.Eventually(t, "the server to wait for requests", func() bool {
+			return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(waiting) })
 		})
-	}
+		drained, cancel := g.begin(t, handOver)
+		srv.SetKeepAlivesEnabled(false)
+		if resp := used.ask(); !resp.Close {
+			t.Error("the answer does not say Connection: close")
+		}
+		cancel()
+		within(t, drained, "the drain's end")
+		g.Resume()
+		for range 2 {
+			if resp := other.ask(); resp.Close {
+				t.Error("the answer after the drain says Connection: close")
+			}
+		}
+	})
 }
 
 // Where TLS has told the clients already, that is logged.
@@ -1466,17 +1370,14 @@ func TestProgramThatClosesTLSConnectionsIsLogged(t *testing.T) {
 	g.app.process.Logger = log.New(lines, "", 0)
 	for range 2 {
 		c := connect(t, g)
-		c.send(get)
-		c.expect("server / 0")
+		c.ask()
 	}
 	driver.Eventually(t, "the server to wait for requests", func() bool {
 		return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).is(waiting) })
 	})
 	drained, _ := g.begin(t, handOver)
 	srv.SetKeepAlivesEnabled(false)
-	if err := within(t, drained, "the drain's end"); err != nil {
-		t.Errorf("Drain: %v", err)
-	}
+	ends(t, drained)
 	handoff.FlushLog(patience)
 	if n := strings.Count(lines.String(), "the program closes idle connections"); n != 1 {
 		t.Errorf("said %d times that the program has closed connections:\n%s", n, lines)
@@ -1494,8 +1395,7 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 				t.Parallel()
 				g := serveKind(t, kind, &http.Server{Handler: named("server")}, time.Hour)
 				busy := connect(t, g)
-				busy.send(get)
-				busy.expect("server / 0")
+				busy.ask()
 				g.listener.Pause() // as if the process had no time to accept
 				waits := dial(t, g)
 				ctx, cancel := context.WithCancel(context.Background())
@@ -1503,15 +1403,12 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 				go func() { drained <- g.drain(ctx, handoff.Drain{To: handOver}, true) }()
 				driver.AwaitRefused(t, kind, g.addr)
 				for _, c := range []*client{busy, waits} {
-					c.send(get)
-					if resp := c.expect("server / 0"); !resp.Close {
+					if resp := c.ask(); !resp.Close {
 						t.Error("the answer does not say Connection: close")
 					}
 				}
 				if shut {
-					if err := within(t, drained, "the drain's end"); err != nil {
-						t.Errorf("Drain: %v", err)
-					}
+					ends(t, drained)
 				}
 				cancel()
 				select {
@@ -1521,8 +1418,7 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 				}
 				g.Resume()
 				again := connect(t, g)
-				again.send(get)
-				again.expect("server / 0")
+				again.ask()
 			})
 		}
 	}

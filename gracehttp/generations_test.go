@@ -295,11 +295,26 @@ func (c *client) expect(body string) *http.Response {
 	return resp
 }
 
+// ask sends a request, and expects the answer of the handler named("server").
+func (c *client) ask() *http.Response {
+	c.t.Helper()
+	c.send(get)
+	return c.expect("server / 0")
+}
+
 // expectEnd reads the end of the connection, which must not be a reset.
 func (c *client) expectEnd() {
 	c.t.Helper()
 	if b, err := c.answers.ReadByte(); err != io.EOF {
 		c.t.Fatalf("the connection has %q, %v; want its end", b, err)
+	}
+}
+
+// ends waits for the drain's end, which must be that of a drain that is complete.
+func ends(t testing.TB, drained <-chan error) {
+	t.Helper()
+	if err := within(t, drained, "the drain's end"); err != nil {
+		t.Errorf("Drain: %v", err)
 	}
 }
 

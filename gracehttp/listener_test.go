@@ -83,14 +83,12 @@ func TestWrappedConnectionsAreToldAndServedAgain(t *testing.T) {
 			for range 2 {
 				asks, idle, busy := connectWrapped(t, g, kind), connectWrapped(t, g, kind), connectWrapped(t, g, kind)
 				for _, c := range []*client{asks, idle, busy} {
-					c.send(get)
-					c.expect("server / 0")
+					c.ask()
 				}
 				busy.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
 				start := time.Now()
 				drained, _ := g.begin(t, handOver)
-				asks.send(get)
-				if resp := asks.expect("server / 0"); !resp.Close {
+				if resp := asks.ask(); !resp.Close {
 					t.Error("the answer does not say Connection: close")
 				}
 				asks.expectEnd()
@@ -102,9 +100,7 @@ func TestWrappedConnectionsAreToldAndServedAgain(t *testing.T) {
 				if resp := busy.expect("server /wait 0"); !resp.Close {
 					t.Error("the answer that was under way does not say Connection: close")
 				}
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Errorf("Drain: %v", err)
-				}
+				ends(t, drained)
 				if n := g.Count(); n.Open != 0 || n.Told != 2 || n.Idle != 1 {
 					t.Errorf("counted %+v, want two told, and one closed idle", n)
 				}
@@ -132,7 +128,7 @@ func TestWrapperIsNotInterruptedBeforeTheFirstRequest(t *testing.T) {
 				cancel()
 				<-drained
 				g.Resume()
-				time.Sleep(1200 * time.Millisecond) // the grace that it had
+				driver.Instant(t, 1200*time.Millisecond) // the grace that it had
 			}
 			c.send(kit.ProxyLine[6:] + get)
 			if resp := c.expect("server / 0"); resp.Close == calledOff {
@@ -152,17 +148,14 @@ func TestLimitThatIsReachedHoldsUpNoDrain(t *testing.T) {
 			var clients []*client
 			for range 4 {
 				c := dial(t, g)
-				c.send(get)
-				c.expect("server / 0")
+				c.ask()
 				clients = append(clients, c)
 			}
 			drained, _ := g.begin(t, to)
 			for _, c := range clients {
 				c.expectEnd()
 			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
+			ends(t, drained)
 		})
 	}
 }
@@ -189,14 +182,11 @@ func TestStopAnswersTheBacklogOfAWrapper(t *testing.T) {
 				case "tls":
 					c = newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
 				}
-				c.send(get)
-				if resp := c.expect("server / 0"); !resp.Close {
+				if resp := c.ask(); !resp.Close {
 					t.Error("the answer does not say Connection: close")
 				}
 			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
+			ends(t, drained)
 		})
 	}
 }
@@ -210,17 +200,13 @@ func TestWrapperThatCannotBePausedIsClosed(t *testing.T) {
 			t.Parallel()
 			g := serveWrapped(t, kind, true, &http.Server{Handler: named("server")}, time.Second)
 			c := connectWrapped(t, g, kind)
-			c.send(get)
-			c.expect("server / 0")
+			c.ask()
 			drained, _ := g.begin(t, handOver)
 			driver.AwaitRefused(t, "tcp", g.addr)
-			c.send(get)
-			if resp := c.expect("server / 0"); !resp.Close {
+			if resp := c.ask(); !resp.Close {
 				t.Error("the answer does not say Connection: close")
 			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
+			ends(t, drained)
 			if g.Resume() {
 				t.Error("it says that it accepts again")
 			}
@@ -233,48 +219,45 @@ func TestWrapperThatCannotBePausedIsClosed(t *testing.T) {
 func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 	t.Parallel()
 	type key struct{}
-	for _, kind := range []string{"proxy", "limit", "tls", "h2"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			states := make(chan string, 100)
-			g := serveWrapped(t, kind, false, &http.Server{
-				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					fmt.Fprintf(w, "%v TLS %v %s", r.Context().Value(key{}), r.TLS != nil, r.Proto)
-				}),
-				ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-					return context.WithValue(ctx, key{}, fmt.Sprintf("%T", c))
-				},
-				ConnState: func(c net.Conn, state http.ConnState) { states <- fmt.Sprintf("%T", c) },
-			}, 0)
-			types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn"}
-			want, proto := types[kind], "HTTP/1.1"
-			if want == "" {
-				want = "*tls.Conn"
+	driver.Each(t, []string{"proxy", "limit", "tls", "h2"}, func(t *testing.T, kind string) {
+		states := make(chan string, 100)
+		g := serveWrapped(t, kind, false, &http.Server{
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprintf(w, "%v TLS %v %s", r.Context().Value(key{}), r.TLS != nil, r.Proto)
+			}),
+			ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+				return context.WithValue(ctx, key{}, fmt.Sprintf("%T", c))
+			},
+			ConnState: func(c net.Conn, state http.ConnState) { states <- fmt.Sprintf("%T", c) },
+		}, 0)
+		types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn"}
+		want, proto := types[kind], "HTTP/1.1"
+		if want == "" {
+			want = "*tls.Conn"
+		}
+		var got string
+		if kind == "h2" {
+			proto = "HTTP/2.0"
+			tr := &http.Transport{TLSClientConfig: clientTLS(), Protocols: new(http.Protocols)}
+			tr.Protocols.SetHTTP2(true)
+			defer tr.CloseIdleConnections()
+			var err error
+			if got, err = fetch(&http.Client{Transport: tr}, "https://"+g.addr+"/"); err != nil {
+				t.Fatal(err)
 			}
-			var got string
-			if kind == "h2" {
-				proto = "HTTP/2.0"
-				tr := &http.Transport{TLSClientConfig: clientTLS(), Protocols: new(http.Protocols)}
-				tr.Protocols.SetHTTP2(true)
-				defer tr.CloseIdleConnections()
-				var err error
-				if got, err = fetch(&http.Client{Transport: tr}, "https://"+g.addr+"/"); err != nil {
-					t.Fatal(err)
-				}
-			} else {
-				c := connectWrapped(t, g, kind)
-				c.send(get)
-				_, got = c.answer()
-			}
-			isTLS := kind == "tls" || kind == "h2"
-			if want := fmt.Sprintf("%s TLS %v %s", want, isTLS, proto); got != want {
-				t.Errorf("the handler sees %q, want %q", got, want)
-			}
-			if state := within(t, states, "ConnState"); state != want {
-				t.Errorf("ConnState gets a %s, want %s", state, want)
-			}
-		})
-	}
+		} else {
+			c := connectWrapped(t, g, kind)
+			c.send(get)
+			_, got = c.answer()
+		}
+		isTLS := kind == "tls" || kind == "h2"
+		if want := fmt.Sprintf("%s TLS %v %s", want, isTLS, proto); got != want {
+			t.Errorf("the handler sees %q, want %q", got, want)
+		}
+		if state := within(t, states, "ConnState"); state != want {
+			t.Errorf("ConnState gets a %s, want %s", state, want)
+		}
+	})
 }
 
 // HTTP/2 over the program's TLS is told by a GOAWAY, and leaves nothing behind.
@@ -305,9 +288,7 @@ func TestHTTP2OfAWrapperDrains(t *testing.T) {
 	if got := within(t, answers, "the answer"); got != "server /wait 0 <nil>" {
 		t.Errorf("answer: %s", got)
 	}
-	if err := within(t, drained, "the drain's end"); err != nil {
-		t.Errorf("Drain: %v", err)
-	}
+	ends(t, drained)
 	g.waitEmpty(t)
 	passed.Range(func(k, _ any) bool {
 		if k.(*tls.Conn).LocalAddr().String() == g.addr {
@@ -348,20 +329,16 @@ func TestTLSOnAWrapper(t *testing.T) {
 	}
 	used, idle, fresh := begin(), begin(), begin()
 	for _, c := range []*client{used, idle} {
-		c.send(get)
-		c.expect("server / 0")
+		c.ask()
 	}
 	drained, _ := g.begin(t, handOver)
 	for _, c := range []*client{used, fresh} {
-		c.send(get)
-		if resp := c.expect("server / 0"); !resp.Close {
+		if resp := c.ask(); !resp.Close {
 			t.Error("the answer does not say Connection: close")
 		}
 	}
 	idle.expectEnd()
-	if err := within(t, drained, "the drain's end"); err != nil {
-		t.Errorf("Drain: %v", err)
-	}
+	ends(t, drained)
 }
 
 // The listener is Serve's, which closes it, whatever happens.

@@ -133,7 +133,7 @@ func TestSuccessorThatIsReadyAsTheTimeoutEnds(t *testing.T) {
 			s := startSite(t, "tcp", "", "-faults", string(faults), "-start-timeout", timeout.String())
 			s.hijack() // keeps it
 			second, thaw := s.first.FreezeInRestart(faults)
-			time.Sleep(timeout) // it was started before
+			driver.Instant(t, timeout) // it was started before
 			thaw()
 			s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", s.first.Pid)) // it accepts no more
 			s.hijack()                                                        // keeps it

@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -26,8 +25,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	flag.Set("test.parallel", "8") // most of the time the tests wait
 	os.Exit(driver.Run(m))
 }
 
@@ -263,105 +260,98 @@ const getPid = "GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
 
 func TestRestartMovesConnections(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tcp", "unix", "h2c"} { // the last one with HTTP/1
-		t.Run(protocol, func(t *testing.T) {
-			t.Parallel()
-			s := startSite(t, protocol, "")
-			fresh, idle, busy, began, piped := s.connect(), s.connect(), s.connect(), s.connect(), s.connect()
-			idle.send(getPid)
-			idle.expectPid(s.first)
-			began.send(getPid)
-			began.expectPid(s.first)
-			began.send("G")
-			piped.send(getPid + getPid[:16])
-			piped.expectPid(s.first)
-			busy.begin()
-			second := s.restart(s.first)
-			for _, c := range []*client{fresh, idle} {
-				c.awaitPid(second)
-			}
-			busy.finish(s.first)
-			began.send(getPid[1:])
-			began.answer() // of one or the other
-			piped.send(getPid[16:])
-			piped.answer()
-			answered := time.Now()
-			s.first.WaitExit(0)
-			t.Logf("the old process has ended %v after its last answer", time.Since(answered))
-			s.Line(fmt.Sprintf(`pid %d ends: drained within \S+; [345] connections moved`, s.first.Pid))
-			for _, c := range []*client{fresh, idle, busy, began, piped} {
-				c.send(getPid)
-				c.expectPid(second)
-			}
-		})
-	}
+	driver.Each(t, driver.Some([]string{"tcp", "unix", "h2c"}, 1), func(t *testing.T, protocol string) { // the last one with HTTP/1
+		s := startSite(t, protocol, "")
+		fresh, idle, busy, began, piped := s.connect(), s.connect(), s.connect(), s.connect(), s.connect()
+		idle.send(getPid)
+		idle.expectPid(s.first)
+		began.send(getPid)
+		began.expectPid(s.first)
+		began.send("G")
+		piped.send(getPid + getPid[:16])
+		piped.expectPid(s.first)
+		busy.begin()
+		second := s.restart(s.first)
+		for _, c := range []*client{fresh, idle} {
+			c.awaitPid(second)
+		}
+		busy.finish(s.first)
+		began.send(getPid[1:])
+		began.answer() // of one or the other
+		piped.send(getPid[16:])
+		piped.answer()
+		answered := time.Now()
+		s.first.WaitExit(0)
+		t.Logf("the old process has ended %v after its last answer", time.Since(answered))
+		s.Line(fmt.Sprintf(`pid %d ends: drained within \S+; [345] connections moved`, s.first.Pid))
+		for _, c := range []*client{fresh, idle, busy, began, piped} {
+			c.send(getPid)
+			c.expectPid(second)
+		}
+	})
 }
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tcp", "unix"} {
-		t.Run(protocol, func(t *testing.T) {
-			t.Parallel()
-			s := startSite(t, protocol, "")
-			load := driver.StartLoad(t, s.addr, "/pid")
-			p := s.first
-			for n := range 5 {
-				p.Signal(syscall.SIGUSR2)
-				next := s.Ready(n + 2)
-				load.Await(n + 2)
-				p.WaitExit(0)
-				p = next
+	driver.NotShort(t)
+	driver.Each(t, driver.Some([]string{"tcp", "unix"}, 1), func(t *testing.T, protocol string) {
+		s := startSite(t, protocol, "")
+		load := driver.StartLoad(t, s.addr, "/pid")
+		p := s.first
+		for n := range driver.Times(5, 2) {
+			p.Signal(syscall.SIGUSR2)
+			next := s.Ready(n + 2)
+			load.Await(n + 2)
+			p.WaitExit(0)
+			p = next
+		}
+		// A new one is asked for while the old one has hardly begun.
+		pace := time.NewTicker(5 * time.Millisecond)
+		defer pace.Stop()
+		for range 50 {
+			newest, err := os.FindProcess(s.Ready(s.Count("^ready ")).Pid)
+			if err == nil {
+				newest.Signal(syscall.SIGUSR2) // which fails if it is not the newest any more, and has ended
 			}
-			// A new one is asked for while the old one has hardly begun.
-			pace := time.NewTicker(5 * time.Millisecond)
-			defer pace.Stop()
-			for range 50 {
-				newest, err := os.FindProcess(s.Ready(s.Count("^ready ")).Pid)
-				if err == nil {
-					newest.Signal(syscall.SIGUSR2) // which fails if it is not the newest any more, and has ended
-				}
-				<-pace.C
-			}
-			load.More(200)
-			t.Logf("%d requests", load.NothingLost())
-		})
-	}
+			<-pace.C
+		}
+		load.More(200)
+		t.Logf("%d requests", load.NothingLost())
+	})
 }
 
 // Many requests in one write, with bodies from none to large.
 func TestPipelinedRequestsAreAnsweredOverRestarts(t *testing.T) {
 	t.Parallel()
-	const restarts, clients = 4, 3
-	for _, protocol := range []string{"tcp", "unix", "h2c"} { // the last one with HTTP/1
-		t.Run(protocol, func(t *testing.T) {
-			t.Parallel()
-			s := startSite(t, protocol, "")
-			var stop atomic.Bool
-			var wg sync.WaitGroup
-			for i := range clients {
-				c := s.connect()
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
-					for round := 0; !stop.Load(); round++ {
-						if err := pipeline(c, round); err != nil {
-							t.Errorf("client %d, round %d: %v", i, round, err)
-							return
-						}
+	const clients = 3
+	restarts := driver.Times(4, 2)
+	driver.Each(t, driver.Some([]string{"tcp", "unix", "h2c"}, 1), func(t *testing.T, protocol string) { // the last one with HTTP/1
+		s := startSite(t, protocol, "")
+		var stop atomic.Bool
+		var wg sync.WaitGroup
+		for i := range clients {
+			c := s.connect()
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for round := 0; !stop.Load(); round++ {
+					if err := pipeline(c, round); err != nil {
+						t.Errorf("client %d, round %d: %v", i, round, err)
+						return
 					}
-				}()
-			}
-			p := s.first
-			for n := range restarts {
-				p.Signal(syscall.SIGUSR2)
-				next := s.Ready(n + 2)
-				p.WaitExit(0) // all connections have moved
-				p = next
-			}
-			stop.Store(true)
-			wg.Wait()
-		})
-	}
+				}
+			}()
+		}
+		p := s.first
+		for n := range restarts {
+			p.Signal(syscall.SIGUSR2)
+			next := s.Ready(n + 2)
+			p.WaitExit(0) // all connections have moved
+			p = next
+		}
+		stop.Store(true)
+		wg.Wait()
+	})
 }
 
 // pipeline sends a round of requests and reads their answers.
@@ -394,8 +384,13 @@ func pipeline(c *client, round int) error {
 // restart.
 func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 	t.Parallel()
-	const restarts, clients = 3, 4
-	for _, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
+	driver.NotShort(t)
+	const clients = 4
+	restarts := driver.Times(4, 2)
+	for i, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
+		if !driver.Part(i, 2) {
+			continue
+		}
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := startSite(t, protocol, "")
@@ -409,16 +404,18 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 				wg.Add(1)
 				go func() {
 					defer wg.Done()
-					pauses := time.NewTicker(20 * time.Millisecond)
+					pause := 2 * time.Millisecond
+					if i%2 == 1 {
+						pause = 20 * time.Millisecond // idle in between
+					}
+					pauses := time.NewTicker(pause)
 					defer pauses.Stop()
 					for n := 0; !stop.Load(); n++ {
 						if _, err := v.visit(strings.Repeat("b", n%4*3000)); err != nil {
 							t.Errorf("client %d: %v", i, err)
 						}
 						requests.Add()
-						if i%2 == 1 {
-							<-pauses.C // idle in between
-						}
+						<-pauses.C
 					}
 				}()
 			}
@@ -436,7 +433,7 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 			for _, v := range visitors {
 				dials += v.dials.Load()
 			}
-			if dials > clients*(restarts+1)+visitors[0].early() {
+			if dials > int32(clients*(restarts+1))+visitors[0].early() {
 				t.Errorf("%d clients have opened %d connections over %d restarts", clients, dials, restarts)
 			}
 			t.Logf("%d requests", requests.Load())
@@ -446,8 +443,8 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 
 func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tls", "h2"} {
-		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+	for _, protocol := range driver.Some([]string{"tls", "h2"}, 1) {
+		for _, version := range driver.Some([]uint16{tls.VersionTLS12, tls.VersionTLS13}, 1) {
 			t.Run(protocol+" "+tls.VersionName(version), func(t *testing.T) {
 				t.Parallel()
 				s := startSite(t, protocol, "", "-idle-grace", "10ms")
@@ -473,7 +470,7 @@ func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 				if resumed != 0 {
 					t.Error("the first session is resumed")
 				}
-				for n := range 3 {
+				for n := range driver.Times(4, 2) {
 					visit(p)
 					p.Signal(syscall.SIGUSR2)
 					next := s.Ready(n + 2)
@@ -493,8 +490,12 @@ func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 // asked.
 func TestFailedRestartKeepsServing(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range protocols {
-		for _, fault := range []string{"prestart", "exit", "kill", "hang", "unservable", "kill-ready", "exit-ready", "close-ready"} {
+	faults := []string{"prestart", "exit", "kill", "hang", "unservable", "kill-ready", "exit-ready", "close-ready"}
+	for p, protocol := range protocols {
+		for f, fault := range faults {
+			if !driver.Part(p*len(faults)+f, 3) {
+				continue
+			}
 			t.Run(protocol+" "+fault, func(t *testing.T) {
 				t.Parallel()
 				faults := driver.NewFaults(t)
@@ -549,7 +550,7 @@ func startTimeout(fault string) string {
 // moves.
 func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
+	for i, test := range []struct {
 		play   string
 		fails  bool // the predecessor serves again
 		closes bool // connections are finished here
@@ -566,7 +567,10 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 		{play: "newer", closes: true},
 		{play: "legacy", closes: true},
 	} {
-		for _, protocol := range []string{"tcp", "unix"} {
+		for p, protocol := range []string{"tcp", "unix"} {
+			if !driver.Part(2*i+p, 3) {
+				continue
+			}
 			t.Run(test.play+" "+protocol, func(t *testing.T) {
 				t.Parallel()
 				link := driver.NewLink(t, driver.Binary(t))
@@ -618,7 +622,10 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 // connections here: they are to be served on.
 func TestCrashIsNoRefusal(t *testing.T) {
 	t.Parallel()
-	for _, play := range []string{"take-kill", "take-exit"} {
+	for i, play := range []string{"take-kill", "take-exit"} {
+		if !driver.Part(i, 2) {
+			continue
+		}
 		t.Run(play, func(t *testing.T) {
 			t.Parallel()
 			link := driver.NewLink(t, driver.Binary(t))
@@ -672,72 +679,66 @@ func TestHungSuccessorInAShortDrain(t *testing.T) {
 // is left, the predecessor still serves again, all there is.
 func TestServesAgainAfterShutdown(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range protocols {
-		t.Run(protocol, func(t *testing.T) {
-			t.Parallel()
-			s := startSite(t, protocol, "", "-idle-grace", "10ms")
-			hijacked := s.hijack()
-			s.visitor(nil).pid()
+	driver.Each(t, driver.Some(protocols, 2), func(t *testing.T, protocol string) {
+		s := startSite(t, protocol, "", "-idle-grace", "10ms")
+		hijacked := s.hijack()
+		s.visitor(nil).pid()
 
-			// Twice: the first time Serve's own http.Server is shut down, then
-			// what has taken its place.
-			for n := range 2 {
-				mark := s.Mark()
-				s.first.Signal(syscall.SIGUSR2)
-				successor := s.Ready(n + 2)
-				s.Line(fmt.Sprintf("^shutdown-hook pid=%d", s.first.Pid), mark)
-				if pid := s.visitor(nil).pid(); pid != successor.Pid {
-					t.Errorf("pid %d has answered, want %d", pid, successor.Pid)
-				}
-				successor.Signal(syscall.SIGKILL)
-				s.Line("restart failed: .*serving again with pid "+strconv.Itoa(s.first.Pid), mark)
-				v := s.visitor(nil)
-				for range 3 {
-					if pid := v.pid(); pid != s.first.Pid {
-						t.Errorf("pid %d has answered, want %d", pid, s.first.Pid)
-					}
-				}
-				if n := v.dials.Load(); n > 1+v.early() {
-					t.Errorf("%d connections for three requests", n)
-				}
-				hijacked.expectEcho(s.first)
+		// Twice: the first time Serve's own http.Server is shut down, then
+		// what has taken its place.
+		for n := range 2 {
+			mark := s.Mark()
+			s.first.Signal(syscall.SIGUSR2)
+			successor := s.Ready(n + 2)
+			s.Line(fmt.Sprintf("^shutdown-hook pid=%d", s.first.Pid), mark)
+			if pid := s.visitor(nil).pid(); pid != successor.Pid {
+				t.Errorf("pid %d has answered, want %d", pid, successor.Pid)
 			}
-			last := s.restart(s.first)
-			if pid := s.visitor(nil).pid(); pid != last.Pid {
-				t.Errorf("pid %d has answered, want %d", pid, last.Pid)
+			successor.Signal(syscall.SIGKILL)
+			s.Line("restart failed: .*serving again with pid "+strconv.Itoa(s.first.Pid), mark)
+			v := s.visitor(nil)
+			for range 3 {
+				if pid := v.pid(); pid != s.first.Pid {
+					t.Errorf("pid %d has answered, want %d", pid, s.first.Pid)
+				}
 			}
-			hijacked.Close()
-			s.first.WaitExit(0)
-		})
-	}
+			if n := v.dials.Load(); n > 1+v.early() {
+				t.Errorf("%d connections for three requests", n)
+			}
+			hijacked.expectEcho(s.first)
+		}
+		last := s.restart(s.first)
+		if pid := s.visitor(nil).pid(); pid != last.Pid {
+			t.Errorf("pid %d has answered, want %d", pid, last.Pid)
+		}
+		hijacked.Close()
+		s.first.WaitExit(0)
+	})
 }
 
 // What arrives at a process that is itself draining goes on to its successor.
 func TestConnectionsArePassedOn(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range []string{"tcp", "unix"} {
-		t.Run(protocol, func(t *testing.T) {
-			t.Parallel()
-			s := startSite(t, protocol, "")
-			busy, idle := s.connect(), s.connect()
-			idle.send(getPid)
-			idle.expectPid(s.first)
-			busy.begin()
-			second := s.restart(s.first)
-			held := s.connect()
-			held.begin()
-			second.Signal(syscall.SIGUSR2)
-			third := s.Ready(3)
-			idle.awaitPid(third)
-			busy.finish(s.first)
-			held.finish(second)
-			for _, c := range []*client{busy, held} {
-				c.awaitPid(third)
-			}
-			s.first.WaitExit(0)
-			second.WaitExit(0)
-		})
-	}
+	driver.Each(t, driver.Some([]string{"tcp", "unix"}, 1), func(t *testing.T, protocol string) {
+		s := startSite(t, protocol, "")
+		busy, idle := s.connect(), s.connect()
+		idle.send(getPid)
+		idle.expectPid(s.first)
+		busy.begin()
+		second := s.restart(s.first)
+		held := s.connect()
+		held.begin()
+		second.Signal(syscall.SIGUSR2)
+		third := s.Ready(3)
+		idle.awaitPid(third)
+		busy.finish(s.first)
+		held.finish(second)
+		for _, c := range []*client{busy, held} {
+			c.awaitPid(third)
+		}
+		s.first.WaitExit(0)
+		second.WaitExit(0)
+	})
 }
 
 // The second generation's successor takes no connections: what the first still
@@ -779,7 +780,7 @@ func TestConnectionsAreNotPassedToOneThatIsAboutToEnd(t *testing.T) {
 	faults.Clear(t, "short-drain")
 	second.Signal(syscall.SIGUSR2)
 	s.Ready(3)
-	time.Sleep(1600 * time.Millisecond) // of 2 seconds
+	driver.Instant(t, 1600*time.Millisecond) // of 2 seconds
 	busy.finish(s.first)
 	busy.send(getPid)
 	busy.expectPid(s.first)
@@ -791,38 +792,36 @@ func TestConnectionsAreNotPassedToOneThatIsAboutToEnd(t *testing.T) {
 // they were offered to its successor, and that one has failed.
 func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {
 	t.Parallel()
-	for _, play := range []string{"take-kill", "take-refuse", "ready-kill"} {
-		t.Run(play, func(t *testing.T) {
-			t.Parallel()
-			link := driver.NewLink(t, driver.Binary(t))
-			s := startSite(t, "tcp", string(link), "-play", play)
-			fresh, idle, busy := s.connect(), s.connect(), s.connect()
-			idle.send(getPid)
-			idle.expectPid(s.first)
-			busy.send(getPid)
-			busy.expectPid(s.first)
-			second := s.restart(s.first)
-			s.first.WaitExit(0)
-			busy.begin() // keeps the second from ending
-			link.Move(t, driver.Stranger(t))
-			mark := s.Mark()
-			second.Signal(syscall.SIGUSR2)
-			if play == "take-refuse" {
-				s.Line("the successor takes no connections", mark)
-			} else {
-				s.Line("restart failed: .*serving again with pid "+strconv.Itoa(second.Pid), mark)
-			}
-			for _, c := range []*client{fresh, idle} {
-				c.send(getPid)
-				c.expectPid(second)
-			}
-			busy.finish(second)
-		})
-	}
+	driver.Each(t, driver.Some([]string{"take-kill", "take-refuse", "ready-kill"}, 1), func(t *testing.T, play string) {
+		link := driver.NewLink(t, driver.Binary(t))
+		s := startSite(t, "tcp", string(link), "-play", play)
+		fresh, idle, busy := s.connect(), s.connect(), s.connect()
+		idle.send(getPid)
+		idle.expectPid(s.first)
+		busy.send(getPid)
+		busy.expectPid(s.first)
+		second := s.restart(s.first)
+		s.first.WaitExit(0)
+		busy.begin() // keeps the second from ending
+		link.Move(t, driver.Stranger(t))
+		mark := s.Mark()
+		second.Signal(syscall.SIGUSR2)
+		if play == "take-refuse" {
+			s.Line("the successor takes no connections", mark)
+		} else {
+			s.Line("restart failed: .*serving again with pid "+strconv.Itoa(second.Pid), mark)
+		}
+		for _, c := range []*client{fresh, idle} {
+			c.send(getPid)
+			c.expectPid(second)
+		}
+		busy.finish(second)
+	})
 }
 
 func TestManyIdleConnectionsMove(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	s := startSite(t, "tcp", "")
 	var clients []*client
 	for range 600 { // more than two batches

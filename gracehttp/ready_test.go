@@ -7,9 +7,9 @@ import (
 	"net/http/httptest"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/facebookgo/grace/internal/handoff"
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 func TestReadyUntilTheStop(t *testing.T) {
@@ -45,9 +45,7 @@ func TestReadyUntilTheStop(t *testing.T) {
 		expect(phase.String(), phase != handoff.LameDuck)
 	}
 	s.signal(syscall.SIGTERM)
-	for Ready() {
-		time.Sleep(time.Millisecond)
-	}
+	driver.Eventually(t, "the process not to be ready", func() bool { return !Ready() })
 	expect("in a stop", false)
 	if err := within(t, s.result, "the end of Serve"); err != nil {
 		t.Errorf("Serve: %v", err)

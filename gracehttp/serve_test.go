@@ -402,8 +402,7 @@ func TestTLSConfigWithoutCertificatesForH2C(t *testing.T) {
 	}
 	s := start(t, []*http.Server{srv})
 	c := s.connect(0)
-	c.send(get)
-	c.expect("server / 0")
+	c.ask()
 	s.signal(syscall.SIGTERM)
 	if err := within(t, s.result, "the end of Serve"); err != nil {
 		t.Errorf("Serve: %v", err)

@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	splitFor  = flag.Duration("split", 3*time.Second, "How long clients send what is cut at random, over restarts.")
+	splitFor  = flag.Duration("split", 0, "How long clients send what is cut at random, over restarts, if not as long as usual.")
 	splitSeed = flag.Uint64("split-seed", 0, "What decides how; random if 0.")
 )
 
@@ -30,62 +30,64 @@ var (
 // request runs once, and one whose client has gone at most once.
 func TestRequestsCutAtRandomRunOnce(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	seed := *splitSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
 	t.Logf("-split-seed %d", seed)
-	for _, protocol := range []string{"tcp", "unix"} {
-		t.Run(protocol, func(t *testing.T) {
-			t.Parallel()
-			s := startSite(t, protocol, "")
-			ctx, cancel := context.WithTimeout(context.Background(), *splitFor)
-			defer cancel()
-			var wg sync.WaitGroup
-			clients := make([]*splitter, 6)
-			for i := range clients {
-				clients[i] = &splitter{t: t, site: s, id: i, Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
-					clients[i].run(ctx)
-				}()
-			}
-			moments, p, restarts := rand.New(rand.NewPCG(seed, 1000)), s.first, 0
-			for ctx.Err() == nil {
-				time.Sleep(time.Duration(moments.IntN(200)) * time.Millisecond) // at any moment
-				restarts++
-				p.Signal(syscall.SIGUSR2)
-				next := s.Ready(restarts + 1)
-				p.WaitExit(0)
-				p = next
-			}
-			wg.Wait()
-			p.Signal(syscall.SIGTERM)
-			p.WaitExit(0)
-			s.WaitEnd()
-
-			ran := map[string]int{}
-			for _, m := range s.All(`^ran pid=\d+ token=(\S+)`) {
-				ran[m[1]]++
-			}
-			answered, left, again := 0, 0, 0
-			for _, c := range clients {
-				for _, token := range c.answered {
-					if ran[token] != 1 {
-						t.Errorf("request %s was answered once, and ran %d times", token, ran[token])
-					}
-				}
-				for _, token := range c.left {
-					if ran[token] > 1 {
-						t.Errorf("the client of request %s has gone, and it ran %d times", token, ran[token])
-					}
-				}
-				answered, left, again = answered+len(c.answered), left+len(c.left), again+c.again
-			}
-			t.Logf("%d restarts, %d requests answered, %d left, %d sent again since an answer before said Connection: close", restarts, answered, left, again)
-		})
+	length := *splitFor
+	if length == 0 {
+		length = time.Duration(driver.Times(3, 3)) * time.Second
 	}
+	driver.Each(t, []string{"tcp", "unix"}, func(t *testing.T, protocol string) {
+		s := startSite(t, protocol, "")
+		ctx, cancel := context.WithTimeout(context.Background(), length)
+		defer cancel()
+		var wg sync.WaitGroup
+		clients := make([]*splitter, 6)
+		for i := range clients {
+			clients[i] = &splitter{t: t, site: s, id: i, Rand: rand.New(rand.NewPCG(seed, uint64(i)))}
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				clients[i].run(ctx)
+			}()
+		}
+		moments, p, restarts := rand.New(rand.NewPCG(seed, 1000)), s.first, 0
+		for ctx.Err() == nil {
+			driver.Instant(t, time.Duration(moments.IntN(200))*time.Millisecond)
+			restarts++
+			p.Signal(syscall.SIGUSR2)
+			next := s.Ready(restarts + 1)
+			p.WaitExit(0)
+			p = next
+		}
+		wg.Wait()
+		p.Signal(syscall.SIGTERM)
+		p.WaitExit(0)
+		s.WaitEnd()
+
+		ran := map[string]int{}
+		for _, m := range s.All(`^ran pid=\d+ token=(\S+)`) {
+			ran[m[1]]++
+		}
+		answered, left, again := 0, 0, 0
+		for _, c := range clients {
+			for _, token := range c.answered {
+				if ran[token] != 1 {
+					t.Errorf("request %s was answered once, and ran %d times", token, ran[token])
+				}
+			}
+			for _, token := range c.left {
+				if ran[token] > 1 {
+					t.Errorf("the client of request %s has gone, and it ran %d times", token, ran[token])
+				}
+			}
+			answered, left, again = answered+len(c.answered), left+len(c.left), again+c.again
+		}
+		t.Logf("%d restarts, %d requests answered, %d left, %d sent again since an answer before said Connection: close", restarts, answered, left, again)
+	})
 }
 
 // A splitter is one client.

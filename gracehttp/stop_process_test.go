@@ -19,10 +19,11 @@ import (
 // timeout(1) and ExecStop=kill do.
 func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 	t.Parallel()
-	for _, apart := range []time.Duration{-1, 0, 300 * time.Millisecond} {
+	driver.NotShort(t)
+	for _, apart := range driver.Some([]time.Duration{-1, 0, 300 * time.Millisecond}, 1) {
 		t.Run(fmt.Sprint("apart=", apart), func(t *testing.T) {
 			t.Parallel()
-			for range 3 {
+			for range driver.Times(3, 3) {
 				s := startSite(t, "tcp", "")
 				// One takes longer than it takes until the second signal.
 				held := s.connect()
@@ -30,7 +31,7 @@ func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 				lost := keepBusy(t, s.addr, "/takes?duration=5ms", func() {
 					s.first.Signal(syscall.SIGTERM)
 					if apart >= 0 {
-						time.Sleep(apart)
+						driver.Instant(t, apart)
 						s.first.Signal(syscall.SIGTERM)
 					}
 					s.Line("^drain-hook")
@@ -111,7 +112,7 @@ func TestHijackedConnectionKeepsNoProcess(t *testing.T) {
 // What follows Serve in main is not ended by a signal that comes again.
 func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 	t.Parallel()
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGUSR2} {
+	for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGUSR2}, 1) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -132,32 +133,29 @@ func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 // or says who the client is as any other.
 func TestWrapperServesAgain(t *testing.T) {
 	t.Parallel()
-	for _, wrapper := range []string{"proxy", "limit", "tls", "h2"} {
-		t.Run(wrapper, func(t *testing.T) {
-			t.Parallel()
-			faults := driver.NewFaults(t)
-			s := startSite(t, "wrapped-"+wrapper, "", "-faults", string(faults))
-			v := s.visitor(nil)
-			v.pid()
-			for range 2 {
-				mark := s.Mark()
-				faults.Set(t, "kill-ready")
-				s.first.Signal(syscall.SIGUSR2)
-				s.Line(fmt.Sprintf("restart failed: .*serving (again )?with pid %d$", s.first.Pid), mark)
-				faults.Clear(t, "kill-ready")
-				for _, v := range []*visitor{v, s.visitor(nil)} {
-					if pid := v.pid(); pid != s.first.Pid {
-						t.Errorf("pid %d has answered, want %d", pid, s.first.Pid)
-					}
+	driver.Each(t, driver.Some([]string{"proxy", "limit", "tls", "h2"}, 2), func(t *testing.T, wrapper string) {
+		faults := driver.NewFaults(t)
+		s := startSite(t, "wrapped-"+wrapper, "", "-faults", string(faults))
+		v := s.visitor(nil)
+		v.pid()
+		for range 2 {
+			mark := s.Mark()
+			faults.Set(t, "kill-ready")
+			s.first.Signal(syscall.SIGUSR2)
+			s.Line(fmt.Sprintf("restart failed: .*serving (again )?with pid %d$", s.first.Pid), mark)
+			faults.Clear(t, "kill-ready")
+			for _, v := range []*visitor{v, s.visitor(nil)} {
+				if pid := v.pid(); pid != s.first.Pid {
+					t.Errorf("pid %d has answered, want %d", pid, s.first.Pid)
 				}
 			}
-			second := s.restart(s.first)
-			if pid := s.visitor(nil).pid(); pid != second.Pid {
-				t.Errorf("pid %d has answered, want %d", pid, second.Pid)
-			}
-			s.first.WaitExit(0)
-			second.Signal(syscall.SIGTERM)
-			second.WaitExit(0)
-		})
-	}
+		}
+		second := s.restart(s.first)
+		if pid := s.visitor(nil).pid(); pid != second.Pid {
+			t.Errorf("pid %d has answered, want %d", pid, second.Pid)
+		}
+		s.first.WaitExit(0)
+		second.Signal(syscall.SIGTERM)
+		second.WaitExit(0)
+	})
 }

@@ -104,7 +104,7 @@ func stopNetHTTP(tb testing.TB, handler time.Duration) (lost int) {
 
 func TestStopLosesNothingOfBusyClients(t *testing.T) {
 	for _, handler := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
-		for range 4 {
+		for range driver.Times(4, 2) {
 			if lost := stopOurs(t, handler); lost != 0 {
 				t.Errorf("with handlers that take %v, %d requests are lost", handler, lost)
 			}
@@ -190,9 +190,7 @@ func TestHijackedConnectionsAtAStop(t *testing.T) {
 					driver.Eventually(t, "the drain to begin", func() bool { return g.draining.Load() != nil })
 					release <- true
 				}
-				if err := within(t, drained, "the drain's end"); err != nil {
-					t.Errorf("Drain: %v", err)
-				}
+				ends(t, drained)
 				if took := time.Since(start); took < test.want || took > test.want+limit/2 {
 					t.Errorf("the drain took %v, want %v", took, test.want)
 				}
@@ -247,68 +245,63 @@ func TestHijackedConnectionsAreAnErrorAfterAHandoff(t *testing.T) {
 func TestLameDuckServes(t *testing.T) {
 	t.Parallel()
 	const length = 2 * time.Second
-	for _, kind := range []string{"tcp", "tls"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			g := serveKind(t, kind, &http.Server{Handler: takes(5 * time.Millisecond)}, 10*time.Second)
-			g.app.drainRate = 1
-			var clients []*client
-			for range 4 {
-				c := connect(t, g)
-				c.send(get)
-				c.expect("")
-				clients = append(clients, c)
-			}
-			idle, clients := clients[0], clients[1:]
-			start := time.Now()
-			g.LameDuck(length)
-			told := make(chan time.Duration, len(clients))
-			for _, c := range clients {
-				go func() {
-					for {
-						if _, err := io.WriteString(c, get); err != nil {
+	driver.Each(t, []string{"tcp", "tls"}, func(t *testing.T, kind string) {
+		g := serveKind(t, kind, &http.Server{Handler: takes(5 * time.Millisecond)}, 3*time.Second)
+		g.app.drainRate = 1
+		var clients []*client
+		for range 4 {
+			c := connect(t, g)
+			c.send(get)
+			c.expect("")
+			clients = append(clients, c)
+		}
+		idle, clients := clients[0], clients[1:]
+		start := time.Now()
+		g.LameDuck(length)
+		told := make(chan time.Duration, len(clients))
+		for _, c := range clients {
+			go func() {
+				for {
+					if _, err := io.WriteString(c, get); err != nil {
+						t.Error(err)
+					}
+					if resp, _, err := c.tryAnswer(); err != nil || resp.Close {
+						if err != nil {
 							t.Error(err)
 						}
-						if resp, _, err := c.tryAnswer(); err != nil || resp.Close {
-							if err != nil {
-								t.Error(err)
-							}
-							told <- time.Since(start)
-							return
-						}
+						told <- time.Since(start)
+						return
 					}
-				}()
-			}
-			var at []time.Duration
-			for range clients {
-				at = append(at, within(t, told, "the client to be told"))
-			}
-			if at[2]-at[0] < length/8 || at[2] > length*3/4 {
-				t.Errorf("clients are told at %v, want them one after the other within half of %v", at, length)
-			}
-			fresh := connect(t, g)
-			fresh.send(get)
-			fresh.expect("")
-			// In the last moment before the stop, and nobody has read its request.
-			last := dial(t, g)
-			if kind == "tls" {
-				last = newClient(t, tls.Client(last.Conn, clientTLS("http/1.1")))
-			}
-			drained, _ := g.begin(t, stop)
-			for _, c := range []*client{idle, last} {
-				c.send(get)
-				if resp := c.expect(""); !resp.Close {
-					t.Error("an answer at the stop does not say Connection: close")
 				}
+			}()
+		}
+		var at []time.Duration
+		for range clients {
+			at = append(at, within(t, told, "the client to be told"))
+		}
+		if at[2]-at[0] < length/8 || at[2] > length*3/4 {
+			t.Errorf("clients are told at %v, want them one after the other within half of %v", at, length)
+		}
+		fresh := connect(t, g)
+		fresh.send(get)
+		fresh.expect("")
+		// In the last moment before the stop, and nobody has read its request.
+		last := dial(t, g)
+		if kind == "tls" {
+			last = newClient(t, tls.Client(last.Conn, clientTLS("http/1.1")))
+		}
+		drained, _ := g.begin(t, stop)
+		for _, c := range []*client{idle, last} {
+			c.send(get)
+			if resp := c.expect(""); !resp.Close {
+				t.Error("an answer at the stop does not say Connection: close")
 			}
-			if err := within(t, drained, "the drain's end"); err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-			if n := g.Count(); n.Told < 5 || n.Cut != 0 || n.Open != 0 {
-				t.Errorf("counted %+v, want five or more that were told", n)
-			}
-		})
-	}
+		}
+		ends(t, drained)
+		if n := g.Count(); n.Told < 5 || n.Cut != 0 || n.Open != 0 {
+			t.Errorf("counted %+v, want five or more that were told", n)
+		}
+	})
 }
 
 // After a lame duck idle connections have the idle grace, not only a second.

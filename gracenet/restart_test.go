@@ -613,7 +613,7 @@ func TestStartProcessReturnsAtOnce(t *testing.T) {
 // can be stopped by anybody's at any time.
 func TestPredecessorWithoutHandlerDiesBySIGTERM(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
+	for name, test := range driver.SomeOf(map[string]struct {
 		fault string // of the successor
 		stop  func(s *driver.Server, p *driver.Process)
 	}{
@@ -630,7 +630,7 @@ func TestPredecessorWithoutHandlerDiesBySIGTERM(t *testing.T) {
 				}
 			}
 		}},
-	} {
+	}, 1) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -699,7 +699,7 @@ func TestWrongVariablesAreAnErrorAndLeaveNothingOpen(t *testing.T) {
 		t.Cleanup(func() { f.Close(); other.Close() })
 		return f
 	}
-	for _, test := range []struct {
+	for _, test := range driver.Some([]struct {
 		name  string
 		env   []string
 		files []*os.File
@@ -717,7 +717,7 @@ func TestWrongVariablesAreAnErrorAndLeaveNothingOpen(t *testing.T) {
 		{"negative, with control", []string{"LISTEN_FDS=-1", "GRACE_CONTROL=3"}, []*os.File{pair()}, ""},
 		{"supervisor is no number", []string{"LISTEN_FDS=1", "GRACE_SUPERVISOR=x"}, []*os.File{listener()}, "GRACE_SUPERVISOR"},
 		{"supervisor is a listening socket", []string{"LISTEN_FDS=1", "GRACE_SUPERVISOR=3"}, []*os.File{listener()}, "GRACE_SUPERVISOR"},
-	} {
+	}, 2) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			given := map[string]bool{}

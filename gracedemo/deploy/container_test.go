@@ -17,6 +17,7 @@ import (
 // finds on the network, the image golang, is made here: this machine's Go.
 func TestDockerfile(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	need(t, "podman", "crun")
 	if !driver.Isolate(t) {
 		return

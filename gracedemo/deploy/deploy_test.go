@@ -137,10 +137,8 @@ func TestBalancersTakeTheirConfigurations(t *testing.T) {
 func demo(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(dir, "gracedemo")
-	cmd := exec.Command("go", "build", "-o", program, "./gracedemo")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building the demo: %v\n%s", err, out)
+	if err := driver.Build(program, "github.com/facebookgo/grace/gracedemo"); err != nil {
+		t.Fatal(err)
 	}
 	return program
 }

@@ -77,6 +77,8 @@ include DIR/gracedemo
 	answered := slowly(t)
 	monit("stop", "gracedemo")
 	answered()
+	// monit asks for the stop. The process ends after its last answer, and is listed until
+	// tini has waited for it.
+	driver.Eventually(t, "the demo to end", func() bool { return len(demosLeft()) == 0 })
 	driver.AwaitRefused(t, "tcp", address)
-	nobodyLeft(t)
 }

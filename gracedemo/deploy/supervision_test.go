@@ -149,17 +149,23 @@ func supervises(t *testing.T, pid string) {
 // nobodyLeft fails the test if a demo still runs.
 func nobodyLeft(t *testing.T) {
 	t.Helper()
-	if out, _ := exec.Command("pgrep", "-x", "gracedemo").Output(); len(out) > 0 {
-		t.Errorf("after the stop these still run: %s", out)
+	if left := demosLeft(); len(left) > 0 {
+		t.Errorf("after the stop these still run: %s", left)
 	}
 }
 
-// restartUnderLoad restarts 20 times, and waits each time until another process
+// demosLeft returns the process ids of demos that are listed.
+func demosLeft() []byte {
+	out, _ := exec.Command("pgrep", "-x", "gracedemo").Output()
+	return out
+}
+
+// restartUnderLoad restarts up to 20 times, and waits each time until another process
 // answers. No request may be lost.
 func restartUnderLoad(t *testing.T, restart func(n int)) {
 	t.Helper()
 	load := driver.StartLoad(t, address, path)
-	const restarts = 20
+	restarts := driver.Times(20, 5)
 	for n := range restarts {
 		restart(n)
 		load.Await(n + 2)

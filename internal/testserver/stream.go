@@ -138,9 +138,13 @@ func stream(f *kit.Flags, p process) error {
 	if gp, ok := p.(*grace.Process); ok && f.Faulty("restart-first") {
 		// What it starts before Wait hangs.
 		os.Rename(filepath.Join(f.Faults, "restart-first"), filepath.Join(f.Faults, "hang"))
-		began := make(chan struct{})
+		began, ended := make(chan struct{}), make(chan struct{})
 		gp.PreStart = func() error { close(began); return nil }
-		go func() { kit.Event("restarted", "error", gp.Restart(listeners)) }()
+		go func() {
+			defer close(ended)
+			kit.Event("restarted", "error", gp.Restart(listeners))
+		}()
+		defer func() { <-ended }() // the line is written before the process ends
 		<-began
 	}
 	go readyInWait(f, listeners)

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // A process that is killed around a reload. While the predecessor drains it takes over
@@ -44,7 +46,7 @@ func TestCrashAroundAReload(t *testing.T) {
 		old := d.MainPID()
 		h := hold(t, d.addr, d.held)
 		next := d.reload()
-		time.Sleep(1500 * time.Millisecond) // not only at its begin
+		driver.Instant(t, 1500*time.Millisecond) // not only at its begin
 		kill(t, next)
 		d.AwaitLog("serving again")
 		h.finish(old)
@@ -58,7 +60,7 @@ func TestCrashAroundAReload(t *testing.T) {
 		d.Do("start")
 		old := d.MainPID()
 		next := d.reload()
-		time.Sleep(1500 * time.Millisecond) // not only at its begin
+		driver.Instant(t, 1500*time.Millisecond) // not only at its begin
 		kill(t, next)
 		d.AwaitLog("serving again")
 		d.rolledBack(old)

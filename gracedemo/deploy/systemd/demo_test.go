@@ -134,15 +134,6 @@ func awaitMain(t *testing.T, u *systemd.Unit, pid int) {
 	u.Await("SubState", "running")
 }
 
-// awaitStatus waits until systemctl status shows all of it.
-func awaitStatus(t *testing.T, u *systemd.Unit, want ...string) {
-	t.Helper()
-	driver.Eventually(t, fmt.Sprintf("systemctl status to show %q", want), func() bool {
-		status := u.Systemctl("status")
-		return !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(status, s) })
-	})
-}
-
 // awaitAnotherThan waits until a new process answers.
 func awaitAnotherThan(t *testing.T, addr string, old int) (pid int) {
 	t.Helper()

@@ -40,10 +40,10 @@ func TestServiceAsItStands(t *testing.T) {
 		h := hold(t, "127.0.0.1:48568", "/sleep/")
 		u.Do("reload")
 		pid := awaitAnotherThan(t, "127.0.0.1:48569", old)
-		awaitStatus(t, u, fmt.Sprintf("Main PID: %d (gracedemo)", old), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
+		u.AwaitStatus(fmt.Sprintf("Main PID: %d (gracedemo)", old), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
 		h.finish(old)
 		awaitMain(t, u, pid)
-		awaitStatus(t, u, fmt.Sprintf("Main PID: %d (gracedemo)", pid), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
+		u.AwaitStatus(fmt.Sprintf("Main PID: %d (gracedemo)", pid), "active (running)", fmt.Sprintf("Serving with pid %d", pid))
 		old = pid
 	}
 	stop()
@@ -140,25 +140,22 @@ func TestFailedReloadServesOnAndSaysWhy(t *testing.T) {
 
 func TestStopFinishesRequests(t *testing.T) {
 	t.Parallel()
-	for _, verb := range []string{"stop", "restart"} {
-		t.Run(verb, func(t *testing.T) {
-			t.Parallel()
-			// The drain takes longer than systemd has patience, if nobody asks for more.
-			d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1")
-			d.Do("start")
-			d.reload()
-			pid := d.reload()
-			h := hold(t, d.addr, "/sleep/")
-			time.AfterFunc(3*time.Second, h.release)
-			d.Do(verb)
-			h.by(pid)
-			if verb == "stop" {
-				equal(t, d.Unit, "Result", "success")
-			} else if ask(t, d.addr) != d.MainPID() {
-				t.Errorf("the main process is not who answers")
-			}
-		})
-	}
+	driver.Each(t, []string{"stop", "restart"}, func(t *testing.T, verb string) {
+		// The drain takes longer than systemd has patience, if nobody asks for more.
+		d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1")
+		d.Do("start")
+		d.reload()
+		pid := d.reload()
+		h := hold(t, d.addr, "/sleep/")
+		time.AfterFunc(3*time.Second, h.release)
+		d.Do(verb)
+		h.by(pid)
+		if verb == "stop" {
+			equal(t, d.Unit, "Result", "success")
+		} else if ask(t, d.addr) != d.MainPID() {
+			t.Errorf("the main process is not who answers")
+		}
+	})
 }
 
 func TestStatusTellsOfTheDrain(t *testing.T) {

@@ -25,7 +25,7 @@ func TestPIDFileDoesNotStickInReloading(t *testing.T) {
 	d := newDemoWith(t, "gracedemo.service", "-pidfile "+file, "RuntimeDirectory=reloaded", "PIDFile="+file)
 	d.Do("start")
 	pid := d.MainPID()
-	for n := range 40 {
+	for n := range driver.Times(40, 8) {
 		d.Do("reload")
 		pid = awaitAnotherThan(t, d.addr, pid)
 		awaitMain(t, d.Unit, pid)
@@ -43,28 +43,25 @@ func TestPIDFileDoesNotStickInReloading(t *testing.T) {
 // the service. A reload is refused, and the log says what to do.
 func TestReloadIsRefusedWhereSystemdDoesNotListen(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"simple", "exec"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			d := newDemo(t, "gracedemo.service", "Type="+kind, "NotifyAccess=none")
-			d.Do("start")
-			pid := awaitAnswer(t, d.addr)
-			stop := load(t, d.addr, false)
-			defer stop()
-			for range 2 {
-				d.Do("reload")
-			}
-			d.AwaitLog("Type=notify")
-			stop()
-			if by := ask(t, d.addr); by != pid || d.MainPID() != pid {
-				t.Errorf("pid %d answers and the main process is pid %d, want pid %d", by, d.MainPID(), pid)
-			}
-			equal(t, d.Unit, "ActiveState", "active")
-			equal(t, d.Unit, "NRestarts", "0")
-			d.Do("stop")
-			equal(t, d.Unit, "Result", "success")
-		})
-	}
+	driver.Each(t, []string{"simple", "exec"}, func(t *testing.T, kind string) {
+		d := newDemo(t, "gracedemo.service", "Type="+kind, "NotifyAccess=none")
+		d.Do("start")
+		pid := awaitAnswer(t, d.addr)
+		stop := load(t, d.addr, false)
+		defer stop()
+		for range 2 {
+			d.Do("reload")
+		}
+		d.AwaitLog("Type=notify")
+		stop()
+		if by := ask(t, d.addr); by != pid || d.MainPID() != pid {
+			t.Errorf("pid %d answers and the main process is pid %d, want pid %d", by, d.MainPID(), pid)
+		}
+		equal(t, d.Unit, "ActiveState", "active")
+		equal(t, d.Unit, "NRestarts", "0")
+		d.Do("stop")
+		equal(t, d.Unit, "Result", "success")
+	})
 }
 
 // A manager that is too busy to read what it is told does not hold up a restart, and

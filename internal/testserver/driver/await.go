@@ -72,10 +72,32 @@ func (c *Counter) Until(tb testing.TB, what string, is func() bool) {
 // state, or that connections are refused. It has to look again and again.
 func Eventually(tb testing.TB, what string, is func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(Patience); !is(); time.Sleep(5 * time.Millisecond) {
+	if !Becomes(is) {
+		tb.Fatalf("waited %v for %s", Patience, what)
+	}
+}
+
+// Becomes is Eventually for those that say themselves what they have seen: it reports
+// whether it became so.
+func Becomes(is func() bool) bool {
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(Patience); !is(); <-ticker.C {
 		if time.Now().After(deadline) {
-			tb.Fatalf("waited %v for %s", Patience, what)
+			return false
 		}
+	}
+	return true
+}
+
+// Instant waits for an instant, so far from now, of which nothing tells: it is the test's
+// choice, or until then nothing may happen.
+func Instant(tb testing.TB, from time.Duration) {
+	timer := time.NewTimer(from)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-tb.Context().Done():
 	}
 }
 

@@ -45,7 +45,7 @@ const loadClients = 8
 // the last number in it the process that gives it.
 func StartLoad(tb testing.TB, addr, path string) *Load {
 	tb.Helper()
-	return StartPacedLoad(tb, addr, path, time.Millisecond)
+	return StartPacedLoad(tb, addr, path, 5*time.Millisecond)
 }
 
 // StartPacedLoad is StartLoad with a pause between two requests of a busy client.

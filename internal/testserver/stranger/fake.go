@@ -186,13 +186,23 @@ func openControl() (control, error) {
 	return control(fd), syscall.SetNonblock(fd, false)
 }
 
+// write writes all of it, the descriptors with the first byte: a signal, of which Go's
+// runtime sends some, may cut a system call short.
 func (c control) write(b []byte, fds ...int) {
 	var rights []byte
 	if len(fds) > 0 {
 		rights = syscall.UnixRights(fds...)
 	}
-	if err := syscall.Sendmsg(int(c), b, rights, nil, 0); err != nil {
-		kit.Event("unsent", "error", err)
+	for len(b) > 0 {
+		n, err := syscall.SendmsgN(int(c), b, rights, nil, 0)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			kit.Event("unsent", "error", err)
+			return
+		}
+		b, rights = b[n:], nil
 	}
 }
 

@@ -22,13 +22,15 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 //go:embed box
@@ -111,16 +113,10 @@ func Version(tb testing.TB) int {
 
 // runBox puts into dir what the tests need, and runs them.
 func runBox(dir string, programs []string) (status int, err error) {
-	args := []string{"build", "-o", dir}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "-race" && s.Value == "true" {
-				args = append(args, "-race")
-			}
+	for _, pkg := range programs {
+		if err := driver.Build(filepath.Join(dir, path.Base(pkg)), pkg, driver.RaceFlags()...); err != nil {
+			return 0, err
 		}
-	}
-	if out, err := exec.Command("go", append(args, programs...)...).CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building %v: %w\n%s", programs, err, out)
 	}
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -132,7 +128,7 @@ func runBox(dir string, programs []string) (status int, err error) {
 	}
 	var run strings.Builder
 	// The tests wait more than they work.
-	fmt.Fprintf(&run, "#!/bin/sh\ncd package && %s=%s exec ../tests -test.parallel=12", envInside, quote(dir))
+	fmt.Fprintf(&run, "#!/bin/sh\ncd package && %s=%s %s=%s exec ../tests -test.parallel=12", envInside, quote(dir), driver.EnvTest, quote(os.Getenv(driver.EnvTest)))
 	for _, arg := range os.Args[1:] {
 		// What go test uses to know which files a test has read.
 		if !strings.HasPrefix(arg, "-test.testlogfile=") {

@@ -5,6 +5,7 @@ package systemd
 import (
 	"bufio"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 type Manager struct {
 	dir   string   // where an administrator puts units
 	flags []string // for systemctl
+	looker
 }
 
 // System is the one that is PID 1.
@@ -101,10 +104,13 @@ func (u *Unit) remove() {
 		status, _ := u.m.command("--full", "--lines=0", "status", u.Name).CombinedOutput()
 		u.tb.Logf("%s\n%s", status, u.Journal())
 	}
-	// No test waits for what is left of another.
-	u.m.command("kill", "--signal=KILL", u.Name).Run()
-	u.m.command("stop", u.Name).Run()
-	u.m.command("reset-failed", u.Name).Run()
+	// No test waits for what is left of another. A service without a control group is over.
+	_, err := os.Stat("/sys/fs/cgroup/system.slice/" + u.Name)
+	if err == nil || u.m != System || !strings.HasSuffix(u.Name, ".service") || strings.Contains(u.Name, "@") {
+		u.m.command("kill", "--signal=KILL", u.Name).Run()
+		u.m.command("stop", u.Name).Run()
+		u.m.command("reset-failed", u.Name).Run()
+	}
 	os.Remove(filepath.Join(u.m.dir, u.Name))
 	os.RemoveAll(filepath.Join(u.m.dir, u.Name+".d"))
 }
@@ -173,18 +179,96 @@ func (u *Unit) AwaitAnotherMain(than ...int) {
 	})
 }
 
-func (u *Unit) await(property, what string, done func(is string) bool) string {
+func (u *Unit) await(property, what string, done func(is string) bool) (is string) {
 	u.tb.Helper()
-	// Each look is a process of its own, which others may need the processor for.
-	for deadline := time.Now().Add(driver.Patience); ; time.Sleep(100 * time.Millisecond) {
-		is := u.Get(property)
-		if done(is) {
-			return is
-		}
-		if time.Now().After(deadline) {
-			u.tb.Fatalf("waited %v for %s of %s to be %s: it is %q", driver.Patience, property, u.Name, what, is)
+	u.m.add(u.Name, property, 1)
+	defer u.m.add(u.Name, property, -1)
+	if !ticks(func(tick time.Time) bool {
+		is = u.m.look(u.tb, tick)[u.Name][property]
+		return done(is)
+	}) {
+		u.tb.Fatalf("waited %v for %s of %s to be %s: it is %q", driver.Patience, property, u.Name, what, is)
+	}
+	return is
+}
+
+// AwaitStatus waits until systemctl status shows all of it.
+func (u *Unit) AwaitStatus(want ...string) {
+	u.tb.Helper()
+	var status string
+	if !ticks(func(time.Time) bool {
+		status = u.Systemctl("status")
+		return !slices.ContainsFunc(want, func(s string) bool { return !strings.Contains(status, s) })
+	}) {
+		u.tb.Fatalf("waited %v for systemctl status to show %q: it shows %s", driver.Patience, want, status)
+	}
+}
+
+// ticks looks at each tenth of a second until it is so, and reports whether it became so:
+// a look is a process of its own, which others may need the processor for.
+func ticks(is func(tick time.Time) bool) bool {
+	const each = 100 * time.Millisecond
+	for deadline := time.Now().Add(driver.Patience); time.Now().Before(deadline); {
+		tick := time.Now().Truncate(each).Add(each)
+		time.Sleep(time.Until(tick))
+		if is(tick) {
+			return true
 		}
 	}
+	return false
+}
+
+// A looker asks once for all who wait at a tick.
+type looker struct {
+	mu     sync.Mutex
+	waits  map[[2]string]int // for a property of a unit
+	looked time.Time         // when it began
+	seen   map[string]map[string]string
+}
+
+// add enters, or removes, one who waits.
+func (l *looker) add(unit, property string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waits == nil {
+		l.waits = map[[2]string]int{}
+	}
+	key := [2]string{unit, property}
+	if l.waits[key] += n; l.waits[key] == 0 {
+		delete(l.waits, key)
+	}
+}
+
+// look returns the properties of units that somebody waits for, as they were at the tick
+// or later.
+func (m *Manager) look(tb testing.TB, tick time.Time) map[string]map[string]string {
+	tb.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.looked.Before(tick) {
+		return m.seen
+	}
+	units, properties := map[string]bool{}, map[string]bool{"Id": true}
+	for key := range m.waits {
+		units[key[0]], properties[key[1]] = true, true
+	}
+	args := append([]string{"show", "--property=" + strings.Join(slices.Collect(maps.Keys(properties)), ",")}, slices.Collect(maps.Keys(units))...)
+	began := time.Now()
+	out, err := m.command(args...).CombinedOutput()
+	if err != nil {
+		tb.Fatalf("systemctl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	seen := map[string]map[string]string{}
+	for _, block := range strings.Split(string(out), "\n\n") {
+		unit := map[string]string{}
+		for _, line := range strings.Split(block, "\n") {
+			name, value, _ := strings.Cut(line, "=")
+			unit[name] = strings.TrimSpace(value)
+		}
+		seen[unit["Id"]] = unit
+	}
+	m.looked, m.seen = began, seen
+	return seen
 }
 
 // Journal returns what the unit has logged since it was installed, and systemd
