@@ -237,7 +237,14 @@ func (n *Net) socket(kind handoff.Kind, network, address string) (*handoff.Socke
 		return s, nil
 	}
 
-	// A new one.
+	// A new one: for port 0 on another port than one that may have been inherited for it.
+	if g.Undescribed != nil && e.path == "" && e.at.Port() == 0 {
+		inherited := false
+		take(func(*handoff.Socket) bool { inherited = true; return false })
+		if inherited {
+			return nil, listenError(network, address, fmt.Errorf("which of the inherited sockets this is, the predecessor has not said: %w", g.Undescribed))
+		}
+	}
 	s = &handoff.Socket{Kind: kind, Network: network, Address: address}
 	err = n.open(s)
 	if err == nil {

@@ -4,11 +4,13 @@ package gracenet_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -148,6 +150,41 @@ func TestPort0KeepsItsPortOverRestarts(t *testing.T) {
 			}
 			answeredBy(t, p, network, addr)
 		}
+	}
+}
+
+// A successor that is not told which socket was port 0's must not serve on another port,
+// and its predecessor end: its restart fails.
+func TestPort0OfASilentPredecessorIsNotGuessed(t *testing.T) {
+	driver.NotShort(t)
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	socket, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.CloseOnExec(pair[0])
+	defer syscall.Close(pair[0])
+	theirs := os.NewFile(uintptr(pair[1]), "control socket")
+	defer theirs.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), driver.Patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, driver.Binary(t), arguments("", "tcp=127.0.0.1:0")...)
+	cmd.ExtraFiles = []*os.File{socket, theirs}
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "GRACE_CONTROL=4")
+	out, err := cmd.CombinedOutput()
+	const want = "which of the inherited sockets this is, the predecessor has not said"
+	if err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("it ends with %v, want an error that says %q:\n%s", err, want, out)
 	}
 }
 

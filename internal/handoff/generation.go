@@ -80,6 +80,7 @@ type Generation struct {
 	// These do not change.
 	Origin      Origin
 	Err         error // what was wrong with what we were told to inherit
+	Undescribed error // why the predecessor has not said what was asked for its sockets, or nil
 	Number      int   // 1 for the first of a chain
 	Predecessor *Predecessor
 	Manager     *Manager

@@ -257,6 +257,7 @@ func (g *Generation) inherit(a announcement) error {
 	} else if err != nil {
 		// The sockets are here and work. Only what was asked for them is
 		// unknown, and they can be found by what they are bound to.
+		g.Undescribed = err
 		g.Logf("grace: what the predecessor has to say is not known: %v; serving its sockets all the same", err)
 	}
 	g.Number = p.number() + 1
