@@ -71,12 +71,12 @@ func New(socket net.Listener) *Listener {
 }
 
 // NewWrapped returns a Listener that accepts from a wrapper around what is paused by
-// pauser, unless that says that it is errors.ErrUnsupported.
+// pauser, unless that is nil or says that it is errors.ErrUnsupported.
 func NewWrapped(wrapper net.Listener, pauser Pauser) *Listener {
 	l := New(wrapper)
 	l.wraps = true
 	l.pauser = pauser
-	if errors.Is(pauser.SetDeadline(time.Time{}), errors.ErrUnsupported) {
+	if pauser != nil && errors.Is(pauser.SetDeadline(time.Time{}), errors.ErrUnsupported) {
 		l.pauser = nil
 	}
 	return l
