@@ -313,7 +313,7 @@ func (l *loop) tick() {
 		}
 		l.p.logf("draining pid %d: %s", pid(), remaining)
 	}
-	stop := l.successor == nil || !l.asked.IsZero() && l.mustOutlive()
+	stop := l.successor == nil || !l.asked.IsZero() && l.role == mainProcess
 	if stop && l.inTime() {
 		l.tell(systemd.ExtendTimeout)
 	}

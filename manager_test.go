@@ -1042,6 +1042,26 @@ func TestStopOfTheMainProcessStopsTheSuccessor(t *testing.T) {
 	a.WaitExit(0)
 }
 
+// The main process asks for time as long as it drains, whether its successor still does
+// or not.
+func TestStopAsksForTimeAfterTheSuccessorsEnd(t *testing.T) {
+	t.Parallel()
+	m, s, a := managed(t)
+	h := hold(t, a.Addrs[0])
+	a.Signal(syscall.SIGUSR2)
+	b := s.Ready(2)
+	s.Line(fmt.Sprintf("restart: pid %d is ready", b.Pid))
+	a.Signal(syscall.SIGTERM)
+	m.next("STOPPING=1")
+	b.Wait()
+	m.skip()
+	for range 3 {
+		m.next(`EXTEND_TIMEOUT_USEC=\d+`)
+	}
+	h.finish(a)
+	a.WaitExit(0)
+}
+
 // The service manager's own patience ends with a successor that does not end.
 func TestStopAsksForTimeNoLongerThanItMayTake(t *testing.T) {
 	t.Parallel()
