@@ -763,7 +763,9 @@ func restartInTheDrain(t *trial) *driver.Process {
 	t.s.Ready(2)
 	t.s.Line("drains ")
 	t.first.Signal(syscall.SIGUSR2)
-	return t.s.Ready(3)
+	third := t.s.Ready(3)
+	t.s.Line(fmt.Sprintf("restart: pid %d is ready", third.Pid)) // the second accepts no more
+	return third
 }
 
 // predecessorDies has the predecessor killed while it waits for the successor, which it

@@ -516,7 +516,7 @@ func (c *conn) Close() error {
 	switch {
 	case shared:
 		shutdown(c.raw) // or the client would not notice
-	case open && c.hasInput():
+	case open && c.inExchange():
 		c.linger()
 	}
 	err := c.raw.Close()
@@ -527,14 +527,21 @@ func (c *conn) Close() error {
 	return err
 }
 
+// inExchange reports whether closing the connection now could reset it before the client
+// has its last answer: it has sent more, or may do so while that is on its way.
+func (c *conn) inExchange() bool {
+	raw, err := c.raw.SyscallConn()
+	return err == nil && (hasInput(raw) || c.server.Addr().Network() == "tcp" && hasOutput(raw))
+}
+
 func (c *conn) hasInput() bool {
 	raw, err := c.raw.SyscallConn()
 	return err == nil && hasInput(raw)
 }
 
-// linger lets the last answer arrive: to close a connection with unread input resets
-// it, and what the client has not received yet is lost. It reads what the client sends
-// until that ends too (RFC 9112, section 9.6).
+// linger lets the last answer arrive: input that is unread, or comes after the close,
+// resets the connection, and what the client has not received yet is lost. It reads what
+// the client sends until that ends too (RFC 9112, section 9.6).
 func (c *conn) linger() {
 	if w, ok := c.raw.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 		c.raw.SetReadDeadline(time.Now().Add(lingerTimeout))
