@@ -531,7 +531,8 @@ func (c *conn) Close() error {
 // has its last answer: it has sent more, or may do so while that is on its way.
 func (c *conn) inExchange() bool {
 	raw, err := c.raw.SyscallConn()
-	return err == nil && (hasInput(raw) || c.server.Addr().Network() == "tcp" && hasOutput(raw))
+	_, tcp := c.raw.(*net.TCPConn)
+	return err == nil && (hasInput(raw) || tcp && hasOutput(raw))
 }
 
 func (c *conn) hasInput() bool {
