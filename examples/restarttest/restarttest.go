@@ -40,7 +40,7 @@ type Server struct {
 func Build(t *testing.T, flags ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "example")
-	args := append([]string{"build", "-o", path}, flags...)
+	args := []string{"build", "-o", path}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if s.Key == "-race" && s.Value == "true" {
@@ -48,6 +48,7 @@ func Build(t *testing.T, flags ...string) string {
 			}
 		}
 	}
+	args = append(args, flags...) // a package, if there is one, is the last
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
