@@ -12,8 +12,8 @@
 // has to reconnect. The old process serves until the new one has opened or
 // inherited all its sockets and its Serve accepts: do what takes long before
 // calling Serve. SIGTERM and SIGINT stop: requests are finished, then Serve
-// returns; one that comes a second later or more ends the process at once. See package grace for what else
-// happens on the way.
+// returns; one that comes a second later or more ends the process at once. See package
+// grace for what else happens on the way.
 //
 // Connections that cannot move (TLS, HTTP/2, hijacked ones) are finished here:
 // an answer tells the client not to send another request on that connection, and
