@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,10 +17,13 @@ import (
 // kernel for the next.
 type limited struct {
 	*net.TCPListener
-	free chan struct{}
+	free   chan struct{}
+	waits  chan struct{} // closed when Accept waits for free, the first time
+	waited sync.Once
 }
 
 func (l *limited) Accept() (net.Conn, error) {
+	l.waited.Do(func() { close(l.waits) })
 	<-l.free
 	return l.TCPListener.Accept()
 }
@@ -38,9 +42,10 @@ func listenTCP(t *testing.T) *net.TCPListener {
 // outcome nor its end wait for that.
 func TestDrainDoesNotWaitForAnAcceptThatCannotBeCalledBack(t *testing.T) {
 	t.Parallel()
-	l := NewListener(&limited{listenTCP(t), make(chan struct{})})
+	inner := &limited{TCPListener: listenTCP(t), free: make(chan struct{}), waits: make(chan struct{})}
+	l := NewListener(inner)
 	go l.Accept()
-	time.Sleep(10 * time.Millisecond) // it waits, most likely; else there is nothing to see
+	<-inner.waits
 	paused, drained := make(chan struct{}), make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
