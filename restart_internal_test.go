@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log"
@@ -92,5 +93,43 @@ func TestStopAfterAFailureKeepsItsReason(t *testing.T) {
 	l.stop(stop{reason: "the service is to stop", service: true})
 	if l.next == nil || !errors.Is(l.next.err, failure) || !l.next.service {
 		t.Errorf("after the restart follows %+v, want both", l.next)
+	}
+}
+
+// A selfServing listener is a server that notes what this process does when it accepts.
+type selfServing struct {
+	*listener
+	resumed chan handoff.Phase
+	closed  chan bool
+}
+
+func (s *selfServing) Serve(accepting func()) error {
+	accepting()
+	<-s.closed
+	return nil
+}
+
+func (s *selfServing) Resume() bool {
+	s.resumed <- handoff.Self().Phase()
+	return s.listener.Resume()
+}
+
+func (s *selfServing) Close() error { close(s.closed); return s.listener.Close() }
+
+// Whoever asks with the first connection whether this process is ready hears that it is.
+func TestProcessIsReadyWhenItAccepts(t *testing.T) {
+	defer handoff.Self().SetPhase(handoff.Opening) // the process goes on
+	s := &selfServing{NewListener(listenTCP(t)).(*listener), make(chan handoff.Phase, 1), make(chan bool)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- (&Process{Logger: log.New(io.Discard, "", 0)}).WaitContext(ctx, []Listener{s})
+	}()
+	if phase := <-s.resumed; !phase.Ready() {
+		t.Errorf("it accepts while it is %v", phase)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -141,7 +141,6 @@ func (l *loop) run() error {
 		return err
 	}
 	l.tellServing()
-	l.setState(serving)
 	if l.p.OnReady != nil {
 		l.p.call("OnReady", func() error { l.p.OnReady(); return nil })
 	}
@@ -238,6 +237,7 @@ func (l *loop) serve() error {
 		if l.g.Origin != handoff.Succeeded {
 			l.p.writePIDFile() // CloseParent, if there was a parent, was the program's to call
 		}
+		l.setState(serving)
 		return nil
 	}
 	// One that cannot serve fails here, while the predecessor still does.
@@ -261,8 +261,9 @@ func (l *loop) serve() error {
 			return nil
 		}
 	}
-	// Until here a connection waits in the kernel, and the predecessor may
-	// still take it.
+	// Until here a connection waits in the kernel, and the predecessor may still take it.
+	// From here on some are served, and may ask whether this process is ready.
+	l.setState(serving)
 	if err := l.p.CloseParent(); err != nil {
 		return err
 	}

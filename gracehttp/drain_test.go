@@ -1411,6 +1411,9 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 					ends(t, drained)
 				}
 				cancel()
+				if !shut {
+					within(t, drained, "the end of the drain")
+				}
 				select {
 				case err := <-g.served:
 					t.Fatalf("Serve has returned %v", err)

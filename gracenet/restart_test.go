@@ -168,14 +168,7 @@ func TestPort0OfASilentPredecessorIsNotGuessed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	syscall.CloseOnExec(pair[0])
-	defer syscall.Close(pair[0])
-	theirs := os.NewFile(uintptr(pair[1]), "control socket")
-	defer theirs.Close()
+	_, theirs := pair(t)
 	ctx, cancel := context.WithTimeout(context.Background(), driver.Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, driver.Binary(t), arguments("", "tcp=127.0.0.1:0")...)
@@ -186,6 +179,24 @@ func TestPort0OfASilentPredecessorIsNotGuessed(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), want) {
 		t.Errorf("it ends with %v, want an error that says %q:\n%s", err, want, out)
 	}
+}
+
+// pair returns both ends of a socket pair, which no process inherits that another test
+// starts meanwhile.
+func pair(t *testing.T) (a, b *os.File) {
+	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		syscall.CloseOnExec(fd)
+	}
+	a, b = os.NewFile(uintptr(fds[0]), "a"), os.NewFile(uintptr(fds[1]), "b")
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
 }
 
 func TestUnixPathsSurviveRestartsAndEndWithTheLastProcess(t *testing.T) {
@@ -725,15 +736,8 @@ func TestWrongVariablesAreAnErrorAndLeaveNothingOpen(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	pair := func() *os.File {
-		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, other := os.NewFile(uintptr(fds[0]), "a"), os.NewFile(uintptr(fds[1]), "b")
-		syscall.CloseOnExec(fds[0])
-		syscall.CloseOnExec(fds[1])
-		t.Cleanup(func() { f.Close(); other.Close() })
+	control := func() *os.File {
+		f, _ := pair(t)
 		return f
 	}
 	for _, test := range driver.Some([]struct {
@@ -744,14 +748,14 @@ func TestWrongVariablesAreAnErrorAndLeaveNothingOpen(t *testing.T) {
 	}{
 		{"control is no number", []string{"LISTEN_FDS=2", "GRACE_CONTROL=abc"}, []*os.File{listener(), listener()}, "GRACE_CONTROL"},
 		{"control is not open", []string{"LISTEN_FDS=2", "GRACE_CONTROL=99"}, []*os.File{listener(), listener()}, "GRACE_CONTROL"},
-		{"control is a standard stream", []string{"LISTEN_FDS=1", "GRACE_CONTROL=1"}, []*os.File{listener(), pair()}, "GRACE_CONTROL"},
+		{"control is a standard stream", []string{"LISTEN_FDS=1", "GRACE_CONTROL=1"}, []*os.File{listener(), control()}, "GRACE_CONTROL"},
 		{"control is a listening socket", []string{"LISTEN_FDS=1", "GRACE_CONTROL=3"}, []*os.File{listener()}, "GRACE_CONTROL"},
-		{"control is one of the sockets", []string{"LISTEN_FDS=2", "GRACE_CONTROL=4"}, []*os.File{listener(), pair(), pair()}, "GRACE_CONTROL"},
-		{"too many sockets, with control", []string{"LISTEN_FDS=3", "GRACE_CONTROL=4"}, []*os.File{listener(), pair()}, ""},
-		{"nonsense, with control", []string{"LISTEN_FDS=many", "GRACE_CONTROL=3"}, []*os.File{pair()}, ""},
-		{"the largest number", []string{"LISTEN_FDS=9223372036854775807", "GRACE_CONTROL=4"}, []*os.File{listener(), pair()}, ""},
-		{"beyond every number", []string{"LISTEN_FDS=99999999999999999999", "GRACE_CONTROL=4"}, []*os.File{listener(), pair()}, ""},
-		{"negative, with control", []string{"LISTEN_FDS=-1", "GRACE_CONTROL=3"}, []*os.File{pair()}, ""},
+		{"control is one of the sockets", []string{"LISTEN_FDS=2", "GRACE_CONTROL=4"}, []*os.File{listener(), control(), control()}, "GRACE_CONTROL"},
+		{"too many sockets, with control", []string{"LISTEN_FDS=3", "GRACE_CONTROL=4"}, []*os.File{listener(), control()}, ""},
+		{"nonsense, with control", []string{"LISTEN_FDS=many", "GRACE_CONTROL=3"}, []*os.File{control()}, ""},
+		{"the largest number", []string{"LISTEN_FDS=9223372036854775807", "GRACE_CONTROL=4"}, []*os.File{listener(), control()}, ""},
+		{"beyond every number", []string{"LISTEN_FDS=99999999999999999999", "GRACE_CONTROL=4"}, []*os.File{listener(), control()}, ""},
+		{"negative, with control", []string{"LISTEN_FDS=-1", "GRACE_CONTROL=3"}, []*os.File{control()}, ""},
 		{"supervisor is no number", []string{"LISTEN_FDS=1", "GRACE_SUPERVISOR=x"}, []*os.File{listener()}, "GRACE_SUPERVISOR"},
 		{"supervisor is a listening socket", []string{"LISTEN_FDS=1", "GRACE_SUPERVISOR=3"}, []*os.File{listener()}, "GRACE_SUPERVISOR"},
 	}, 2) {
