@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -195,6 +196,15 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 	driver.NotShort(t)
 	restarts := driver.Times(10, 3)
 	d := startDemo(t, "-button", "-control", "control")
+	// Half a request keeps the first process there until the end.
+	half, err := net.Dial("tcp", d.addrs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer half.Close()
+	if _, err := half.Write([]byte("GET / HTTP/1.1\r\n")); err != nil {
+		t.Fatal(err)
+	}
 	b := openBrowser(t, "http://"+d.addrs[0]+"/")
 	by := func(pid int) {
 		t.Helper()
@@ -221,7 +231,7 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 		by(next.Pid)
 		pids = append(pids, next.Pid)
 		if n == 0 {
-			driver.Eventually(t, "the page to say what the predecessor holds", func() bool { return strings.Contains(b.text("generations"), "holds 1 connection") })
+			driver.Eventually(t, "the page to say what the predecessor holds", func() bool { return strings.Contains(b.text("generations"), "holds 2 connections") })
 		}
 	}
 	if n := b.text("restarts"); n != strconv.Itoa(restarts) {
@@ -260,7 +270,10 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 	if order := b.eval(`[...document.querySelectorAll("button:not([hidden])")].map(e => e.textContent).join(", ")`); order != "Restart, Send a 10-second request, Pause" {
 		t.Errorf("the buttons are %s", order)
 	}
-	// A server that is gone is seen.
+	// A server that is gone is seen, when there is none to take over again.
+	last := d.Process(pids[restarts-1])
+	half.Close()
+	last.Wait()
 	d.Process(pids[restarts]).Signal(syscall.SIGKILL)
 	driver.Eventually(t, "the page to see a failure", func() bool { return b.text("failed") != "0" && strings.Contains(b.text("error"), "Last failure") })
 	b.picture("failed", 1200, "light")

@@ -188,6 +188,7 @@ func start(t *testing.T, servers []*http.Server, options ...Option) *service {
 			t.Fatalf("Serve: %v", err)
 		}
 	}
+	driver.Eventually(t, "Serve to serve", Ready) // a signal that comes earlier ends the process
 	for _, l := range current.Load().servers {
 		s.addrs = append(s.addrs, l.Addr().String())
 	}
