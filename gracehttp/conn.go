@@ -372,16 +372,18 @@ func (c *conn) awaitInput() bool {
 func (c *conn) wake() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	was := c.state.Load()
-	if was&woken != 0 || !c.mayEnd() {
-		return false
-	}
 	bit := uint32(woken)
 	if c.wrapped {
 		bit = timed
 	}
-	if !c.state.CompareAndSwap(was, was|bit) {
-		return false // a request begins just now
+	for {
+		was := c.state.Load()
+		if was&woken != 0 || !c.mayEnd() {
+			return false
+		}
+		if c.state.CompareAndSwap(was, was|bit) {
+			break
+		} // else a Read begins just now to wait, or a request
 	}
 	if c.wrapped {
 		// It decides when its time is over, not before: the wrapper may be reading what

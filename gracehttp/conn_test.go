@@ -1,6 +1,7 @@
 package gracehttp
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -64,41 +65,53 @@ func TestKickBeforeARequestBegins(t *testing.T) {
 	}
 }
 
-// The same at any moment of it.
-func TestKickAsARequestBegins(t *testing.T) {
-	const rounds = 200_000
-	c, raw := fakeConn()
-	var round, kicks atomic.Int64
-	await := func(n *atomic.Int64, want int64) {
-		for n.Load() < want {
-			runtime.Gosched()
-		}
-	}
-	pass := func(n int64) {
-		for range n {
-			round.Load()
-		}
-	}
-	defer round.Store(rounds) // so that all kicks end
-	go func() {
-		for n := int64(1); n <= rounds; n++ {
-			await(&round, n)
-			pass(n % 61)
-			c.wake()
-			kicks.Store(n)
-		}
-	}()
-	b := make([]byte, bufferSize)
-	for n := int64(1); n <= rounds; n++ {
-		c.state.Store(idle | armed)
-		raw.deadline = c.deadline
-		round.Store(n)
-		pass(n % 67)
-		c.Read(b)
-		await(&kicks, n)
-		if phase := c.state.Load(); phase != 0 || !raw.deadline.Equal(c.deadline) {
-			t.Fatalf("round %d: a request begins in phase %b, with the deadline %v", n, phase, raw.deadline)
-		}
+// The same at any moment of it, and of the Read before that: one that is about to wait is
+// woken, too.
+func TestKickAtAnyMoment(t *testing.T) {
+	for _, waits := range []bool{false, true} {
+		t.Run(fmt.Sprint("waits=", waits), func(t *testing.T) {
+			const rounds = 200_000
+			c, raw := fakeConn()
+			var round, kicks atomic.Int64
+			var woke atomic.Bool
+			await := func(n *atomic.Int64, want int64) {
+				for n.Load() < want {
+					runtime.Gosched()
+				}
+			}
+			pass := func(n int64) {
+				for range n {
+					round.Load()
+				}
+			}
+			defer round.Store(rounds) // so that all kicks end
+			go func() {
+				for n := int64(1); n <= rounds; n++ {
+					await(&round, n)
+					pass(n % 61)
+					woke.Store(c.wake())
+					kicks.Store(n)
+				}
+			}()
+			b := make([]byte, bufferSize)
+			for n := int64(1); n <= rounds; n++ {
+				c.state.Store(idle | armed)
+				raw.deadline = c.deadline
+				if waits {
+					raw.read = func() { await(&kicks, n) }
+				}
+				round.Store(n)
+				pass(n % 67)
+				c.Read(b)
+				await(&kicks, n)
+				if waits && !woke.Load() {
+					t.Fatalf("round %d: a Read that waits was not woken", n)
+				}
+				if phase := c.state.Load(); phase != 0 || !raw.deadline.Equal(c.deadline) {
+					t.Fatalf("round %d: a request begins in phase %b, with the deadline %v", n, phase, raw.deadline)
+				}
+			}
+		})
 	}
 }
 
