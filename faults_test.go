@@ -961,7 +961,6 @@ const rowsAtOnce = 6
 
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	driver.Binary(t)
 	all := faults()
 	next := make(chan fault)
@@ -975,7 +974,7 @@ func TestFaults(t *testing.T) {
 			}
 		}()
 	}
-	played := driver.Some(all, 8)
+	played := driver.Some(all, 24)
 	for _, f := range played {
 		next <- f
 	}

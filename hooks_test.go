@@ -25,7 +25,7 @@ import (
 // http.Server.Shutdown, GracefulStop and the like close their listeners first, and tell
 // their connections then.
 func TestListenersMayBeClosedInADrain(t *testing.T) {
-	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 1) {
+	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -138,7 +138,7 @@ func TestNobodyWaitsForOnReady(t *testing.T) {
 // A hook that hangs makes nobody deaf: neither to a restart that it asks for itself, nor to
 // a signal that is insisted on.
 func TestHookThatHangsAtTheEnd(t *testing.T) {
-	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 1) {
+	for name, sig := range driver.SomeOf(map[string]syscall.Signal{"stop": syscall.SIGTERM, "handoff": syscall.SIGUSR2}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)

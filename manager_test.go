@@ -583,7 +583,7 @@ func TestFailedRestartIsReadyAgainAndSaysWhy(t *testing.T) {
 		"kill":     "signal: killed",
 		"hang":     "not ready within",
 		"prestart": "before the start",
-	}, 1) {
+	}, 8) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			m := newManager(t)
@@ -673,11 +673,10 @@ func TestRestartSignalsWhileOneIsUnderWayDoNotStayReloading(t *testing.T) {
 // predecessor may still have to hear of it.
 func TestRestartSignalAfterTheFirstAnswerIsNotIgnored(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	s := driver.Start(t, httpArgs()...)
 	p := s.Ready(1)
 	load := driver.StartLoad(t, p.Addrs[0], "/pid")
-	restarts := driver.Times(20, 5)
+	restarts := driver.Times(20, 10)
 	for n := range restarts {
 		slow(t, s, p.Addrs[0]) // so that it is there to pass signals on
 		p.Signal(syscall.SIGUSR2)
@@ -1094,7 +1093,7 @@ func TestStopAsksForTimeNoLongerThanItMayTake(t *testing.T) {
 
 // Also when it is told to stop in the moment in which the successor gets ready.
 func TestStopAsTheSuccessorGetsReady(t *testing.T) {
-	for i := range driver.Times(20, 5) { // of what waits in the frozen process, any may be looked at first
+	for i := range driver.Times(20, 10) { // of what waits in the frozen process, any may be looked at first
 		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
 			_, _, a, faults := managedFaulty(t)
@@ -1212,7 +1211,7 @@ func TestPIDFileIsNeverGoneNorHalfWritten(t *testing.T) {
 
 func TestPIDFileAfterAFailedRestart(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"exit", "kill-ready"}, 1), func(t *testing.T, fault string) {
+	driver.Each(t, driver.Some([]string{"exit", "kill-ready"}, 3), func(t *testing.T, fault string) {
 		faults := driver.NewFaults(t)
 		path, args := pidFileArgs(t, "-faults", string(faults))
 		s := driver.Start(t, args...)

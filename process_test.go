@@ -278,6 +278,7 @@ func fileOf(t testing.TB, x interface{ File() (*os.File, error) }) *os.File {
 
 func TestListenersAreInheritedInTheirOrder(t *testing.T) {
 	t.Parallel()
+	driver.AlsoShort(t)
 	path := filepath.Join(t.TempDir(), "s")
 	s := driver.Start(t, "-listen", "127.0.0.1:0", "-listen", "unix:"+path, "-listen", "127.0.0.1:0", "-listen", "127.0.0.1:0")
 	first := s.Ready(1)
@@ -352,7 +353,7 @@ func TestInheritErrorsNameTheDescriptor(t *testing.T) {
 		{"a device", "1", []*os.File{device}, "descriptor 3 is a device, not a listening socket"},
 		{"a datagram socket", "3", []*os.File{listening, udp, listening}, "descriptor 4 is a datagram socket, not a listening socket"},
 		{"a connection", "2", []*os.File{connected, listening}, "descriptor 3 is a socket that does not listen, not a listening socket"},
-	}, 2) {
+	}, 4) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := announced(t, test.fds, test.files, "-mode", "inherit").Start(t)
@@ -416,8 +417,7 @@ func peakMemory(t testing.TB, p *driver.Process) int {
 // The loop of such a program calls Restart, and ends on the SIGTERM that follows.
 func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 3), func(t *testing.T, mode string) {
 		path := filepath.Join(t.TempDir(), "s")
 		s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "unix:"+path)
 		first := s.Ready(1)
@@ -450,8 +450,7 @@ func TestPredecessorWithItsOwnLoopGetsSIGTERM(t *testing.T) {
 // The kernel ends all processes of a container when its first one ends.
 func TestFirstProcessOfAContainerStays(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	driver.Each(t, driver.Some([]string{"grace", "ownloop"}, 1), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"grace", "ownloop"}, 3), func(t *testing.T, mode string) {
 		s := driver.Command{Args: tcp("-mode", mode)}.StartAsPID1(t)
 		p := s.Ready(1)
 		p.Signal(syscall.SIGUSR2)
@@ -495,7 +494,7 @@ func TestRestartSaysWhyThereIsNoSuccessor(t *testing.T) {
 			`starting \S+: (fork/exec \S+: )?no such file or directory$`},
 		{"other program", "", program("#!/bin/sh\nexit 7\n", 0o700), "exit-7",
 			`successor \S+: exit status 7 after \S+ \(before it was ready\)$`},
-	}, 2) {
+	}, 4) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			link := driver.NewLink(t, driver.Binary(t))
@@ -583,7 +582,7 @@ func TestTimedOutSuccessorIsGoneWhenRestartReturns(t *testing.T) {
 func TestSocketsNeverBecomeBlocking(t *testing.T) {
 	t.Parallel()
 	driver.NeedProc(t)
-	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 4), func(t *testing.T, mode string) {
 		faults := driver.NewFaults(t)
 		path := filepath.Join(t.TempDir(), "s")
 		args := []string{"-mode", mode, "-faults", string(faults), "-listen", "127.0.0.1:0", "-listen", "unix:" + path}
@@ -767,7 +766,7 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 			Args: tcp(),
 			Env:  []string{"LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_PIDFDID=2"},
 		},
-	}, 1) {
+	}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := c.Start(t)
@@ -790,7 +789,7 @@ func TestStaleListenPIDIsNeverPassedOn(t *testing.T) {
 // stranger, whatever the environment says.
 func TestParentThatIsAStrangerGetsNoSignal(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"grace", "netloop"}, 1), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"grace", "netloop"}, 3), func(t *testing.T, mode string) {
 		s := driver.Command{
 			Path: driver.Stranger(t),
 			Args: tcp("-mode", mode, "-play", "parent:"+driver.Binary(t)),
@@ -935,7 +934,7 @@ func TestReplacedBinaryIsWhatRuns(t *testing.T) {
 			// As a shell would find it in its PATH.
 			Path: path, Argv0: "server", Args: tcp(), Env: []string{"PATH=" + dir + ":/usr/bin:/bin"},
 		},
-	}, 1) {
+	}, 3) {
 		t.Run(name, func(t *testing.T) {
 			s := c.Start(t)
 			first := s.Ready(1)

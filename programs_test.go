@@ -29,8 +29,8 @@ func commandLine(t *testing.T, p *driver.Process) []string {
 func TestSuccessorGetsTheCommandLineAndEnvironmentOfTheStart(t *testing.T) {
 	t.Parallel()
 	driver.NeedProc(t)
-	for _, mode := range driver.Some([]string{"grace", "netloop", "http"}, 1) {
-		for _, tamper := range driver.Some([]string{"drop", "add"}, 1) {
+	for _, mode := range driver.Some([]string{"grace", "netloop", "http"}, 3) {
+		for _, tamper := range driver.Some([]string{"drop", "add"}, 3) {
 			t.Run(mode+" "+tamper, func(t *testing.T) {
 				t.Parallel()
 				s := driver.Command{Args: tcp("-mode", mode, "-tamper", tamper), Env: []string{"SECRET=x"}}.Start(t)
@@ -56,7 +56,7 @@ func TestSuccessorGetsTheCommandLineAndEnvironmentOfTheStart(t *testing.T) {
 // As by exec -a and exec -l of bash, and @ in systemd's ExecStart=.
 func TestMadeUpNameStartsTheFileThatRuns(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"made up", "-testserver", "sh", "/bin/sh", "/no/such/file"}, 2), func(t *testing.T, name string) {
+	driver.Each(t, driver.Some([]string{"made up", "-testserver", "sh", "/bin/sh", "/no/such/file"}, 4), func(t *testing.T, name string) {
 		s := driver.Command{Argv0: name, Args: tcp()}.Start(t)
 		generation := s.Ready(1)
 		for n := 2; n <= 3; n++ {
@@ -80,7 +80,7 @@ func TestListenFDSStaysUntilTheProcessIsReady(t *testing.T) {
 	for name, c := range driver.SomeOf(map[string]driver.Command{
 		"fresh":     {Args: tcp("-mode", "netloop")},
 		"activated": activated,
-	}, 1) {
+	}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := c.Start(t)
@@ -122,7 +122,7 @@ func TestListenFDSWithoutListenPID(t *testing.T) {
 		{"not all listen", "2", []*os.File{f, null}, false},
 		{"not all are there", "2", []*os.File{f}, false},
 		{"leaked", "1", nil, false},
-	}, 1) {
+	}, 3) {
 		t.Run(test.name, func(t *testing.T) {
 			s := driver.Command{
 				Args: tcp(), Env: []string{"LISTEN_FDS=" + test.fds}, ExtraFiles: test.files,
@@ -144,7 +144,6 @@ func TestListenFDSWithoutListenPID(t *testing.T) {
 // The program file says who the parent is where the command line cannot.
 func TestLiveUpgradeOfAProgramThatChangesItsArguments(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	driver.NeedProc(t)
 	path := filepath.Join(t.TempDir(), "server")
 	copyProgram(t, path, driver.Original(t))
@@ -195,11 +194,11 @@ func TestStopWhileAnotherProgramHangsIsAStop(t *testing.T) {
 // process.
 func TestRestartsInASandbox(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
+	driver.OnlyAll(t)
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
 		t.Skip("no sandbox here")
 	}
-	for _, supervised := range driver.Some([]bool{false, true}, 1) {
+	for _, supervised := range driver.Some([]bool{false, true}, 3) {
 		t.Run(fmt.Sprintf("supervised %v", supervised), func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -253,7 +252,6 @@ func TestSecondStopIsHeardWhateverBecomesOfASuccessor(t *testing.T) {
 // as long as they like.
 func TestProgramThatSignalsItsParentDecidesByItself(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	faults := driver.NewFaults(t)
 	s := driver.Start(t, tcp("-mode", "netloop", "-faults", string(faults))...)
 	generation := s.Ready(1)

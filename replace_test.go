@@ -49,7 +49,7 @@ func main() {
 `
 
 func TestOldProgramNeedsOneReplaceLine(t *testing.T) {
-	driver.NotShort(t)
+	driver.OnlyAll(t)
 	repo, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ func supervised(t *testing.T, args ...string) (s *driver.Server, supervisor, fir
 // What the manager knows of shall stay as it is: sees returns the process ids.
 func restartUnderLoad(t *testing.T, s *driver.Server, atMost int, restart func(), sees func() []int) (last *driver.Process, restarts int) {
 	t.Helper()
-	restarts = driver.Times(atMost, 5)
+	restarts = driver.Times(atMost, 10)
 	current, known := s.Ready(1), sees()
 	load := driver.StartLoad(t, current.Addrs[0], "/pid")
 	for n := range restarts {
@@ -63,7 +63,6 @@ func inState(t *testing.T, s *driver.Server, p *driver.Process, states string) {
 
 func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	s, supervisor, first := supervised(t)
 	if first.Pid == supervisor.Pid || first.Parent() != supervisor.Pid {
 		t.Fatalf("the first generation, pid %d, has parent %d, want the process that was started, %d", first.Pid, first.Parent(), supervisor.Pid)
@@ -257,7 +256,7 @@ func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 			s.First().Signal(syscall.SIGTERM)
 			s.Line(fmt.Sprintf("^failed pid=%d", first.Pid))
 		}},
-	}, 2) {
+	}, 4) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -415,7 +414,7 @@ func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 
 func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 4), func(t *testing.T, mode string) {
 		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
 		supervisor, current := s.First(), s.Ready(1)
 		for n := range 3 {
@@ -499,7 +498,7 @@ func TestGenerationThatServesAgainStopsIfItsSupervisorWasKilled(t *testing.T) {
 
 func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	for name, restarted := range driver.SomeOf(map[string]bool{"first": false, "successor": true}, 1) {
+	for name, restarted := range driver.SomeOf(map[string]bool{"first": false, "successor": true}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -523,7 +522,7 @@ func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 
 func TestProgramsWithTheirOwnLoopGetSIGTERMWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 3), func(t *testing.T, mode string) {
 		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
 		first := s.Ready(1)
 		s.First().Signal(syscall.SIGKILL)
@@ -652,7 +651,6 @@ func TestStatesReachTheManagerFromTheSupervisor(t *testing.T) {
 
 func TestSocketsOfTheManagerReachTheGenerations(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	activate, err := exec.LookPath("systemd-socket-activate")
 	if err != nil {
 		t.Skip("no systemd-socket-activate here")
@@ -717,13 +715,12 @@ func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 }
 
 func TestSupervisorCostsNothingWhileGenerationsServe(t *testing.T) {
-	driver.NotShort(t)
 	s, supervisor, first := supervised(t)
 	load := driver.StartPacedLoad(t, first.Addrs[0], "/pid", time.Millisecond)
 	supervisor.Signal(syscall.SIGUSR2)
 	s.Ready(2)
 	first.Wait()
-	requests := driver.Times(4000, 4)
+	requests := driver.Times(4000, 12)
 	var used time.Duration
 	for range 5 { // what the restart has cost may be counted late
 		before := supervisor.CPU()
@@ -761,7 +758,6 @@ func TestSupervisorUnderNohupOutlivesTheHangup(t *testing.T) {
 
 func TestSupervisorAsPID1(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	s := driver.Command{Args: httpArgs("-supervise", "-orphan")}.StartAsPID1(t)
 	s.Ready(1)
 	supervisor := s.Started(2)
@@ -785,7 +781,6 @@ func TestSupervisorAsPID1(t *testing.T) {
 
 func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	s := driver.Command{Args: httpArgs("-supervise")}.StartAsPID1(t)
 	s.Ready(1).Signal(syscall.SIGKILL)
 	s.First().WaitExit(128 + 9)
@@ -794,7 +789,6 @@ func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 
 func TestSupervisorUnderTini(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	tini, err := exec.LookPath("tini")
 	if err != nil {
 		t.Skip("no tini here")
@@ -834,7 +828,6 @@ func childrenOf(t *testing.T, pid int) (children []int) {
 // same job over restarts.
 func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)
 	term.Type(fmt.Sprintf("%s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output))
@@ -888,8 +881,7 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 
 func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	for _, suspended := range driver.Some([]bool{false, true}, 1) {
+	for _, suspended := range driver.Some([]bool{false, true}, 3) {
 		t.Run(fmt.Sprintf("suspended=%v", suspended), func(t *testing.T) {
 			t.Parallel()
 			term := driver.StartTerminal(t)
@@ -915,7 +907,6 @@ func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 // Ctrl-Z stops.
 func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	s, output := driver.Follow(t)
 	command := fmt.Sprintf("exec %s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output)
 	term := driver.StartTerminal(t, "sh", "-c", command)
@@ -937,7 +928,6 @@ func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 // The terminal stops what writes to it or reads from it in the background.
 func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	dir, err := os.MkdirTemp("", "tostop") // a short path
 	if err != nil {
 		t.Fatal(err)
@@ -984,8 +974,7 @@ func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 // The ways of those who know the process by its file: monit, or a script.
 func TestRestartByPIDFile(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	for _, supervise := range driver.Some([]bool{false, true}, 1) {
+	for _, supervise := range driver.Some([]bool{false, true}, 3) {
 		t.Run(fmt.Sprintf("supervised=%v", supervise), func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(t.TempDir(), "server.pid")
@@ -1090,7 +1079,6 @@ func TestPIDFileOfAKilledProcessIsReplaced(t *testing.T) {
 // with the first generation, and the server goes on.
 func TestServerOutlivesTheShellsJob(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	file := filepath.Join(t.TempDir(), "server.pid")
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)

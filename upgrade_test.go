@@ -52,7 +52,7 @@ func freePort(t testing.TB) string {
 
 func TestSocketActivation(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
+	driver.OnlyAll(t)
 	driver.NeedProc(t)
 	path := filepath.Join(t.TempDir(), "s")
 	one, two := freePort(t), freePort(t)
@@ -64,7 +64,7 @@ func TestSocketActivation(t *testing.T) {
 		{"tcp", nil, []string{one}},
 		{"unix", nil, []string{path}},
 		{"two, named", []string{"--fdname=web:admin"}, []string{two, path + "2"}},
-	}, 1) {
+	}, 3) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			options := test.options
@@ -118,6 +118,7 @@ func TestSocketActivation(t *testing.T) {
 
 func TestFailedRestartOfAnActivatedProcess(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	path := filepath.Join(t.TempDir(), "s")
 	faults := driver.NewFaults(t)
 	s := activate(t, []string{"-l", path}, "-faults", string(faults)).Start(t)
@@ -144,6 +145,7 @@ func TestFailedRestartOfAnActivatedProcess(t *testing.T) {
 // A stop says that nobody is to accept, although systemd keeps the socket open.
 func TestActivatedProcessStopsAccepting(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	addr := freePort(t)
 	l, err := net.Listen("tcp", addr) // which stays open, as systemd's does
 	if err != nil {
@@ -170,8 +172,7 @@ func TestActivatedProcessStopsAccepting(t *testing.T) {
 // back, and again.
 func TestLiveUpgradeFromAndToLegacy(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 2), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 4), func(t *testing.T, mode string) {
 		link := driver.NewLink(t, driver.Original(t))
 		addr := freePort(t)
 		s := driver.Command{
@@ -208,7 +209,8 @@ func TestLiveUpgradeFromAndToLegacy(t *testing.T) {
 
 func TestUnixPathSurvivesUpgrades(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"grace", "ownloop", "netloop"}, 1), func(t *testing.T, mode string) {
+	driver.OnlyAll(t)
+	driver.Each(t, driver.Some([]string{"grace", "ownloop", "netloop"}, 3), func(t *testing.T, mode string) {
 		link := driver.NewLink(t, driver.Binary(t))
 		path := filepath.Join(t.TempDir(), "s")
 		s := driver.Command{
@@ -236,12 +238,12 @@ func TestUnixPathSurvivesUpgrades(t *testing.T) {
 // A legacy successor that fails is noticed as any other.
 func TestLegacySuccessorThatFails(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
+	driver.OnlyAll(t)
 	for fault, want := range driver.SomeOf(map[string]string{
 		"exit": `restart failed: .*exit status 2 after .*; still serving with pid`,
 		"kill": `restart failed: .*signal: killed after .*; still serving with pid`,
 		"hang": `restart failed: .*not ready within 1s.*; still serving with pid`,
-	}, 1) {
+	}, 8) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)

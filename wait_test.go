@@ -17,8 +17,8 @@ import (
 
 func TestStopWaitsForOpenConnections(t *testing.T) {
 	t.Parallel()
-	for _, mode := range driver.Some([]string{"grace", "bare"}, 1) {
-		for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 1) {
+	for _, mode := range driver.Some([]string{"grace", "bare"}, 3) {
+		for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 3) {
 			t.Run(mode+" "+sig.String(), func(t *testing.T) {
 				t.Parallel()
 				s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0", "-listen", "127.0.0.1:0")
@@ -94,7 +94,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 		{syscall.SIGTERM, syscall.SIGTERM},
 		{syscall.SIGINT, syscall.SIGINT},
 		{syscall.SIGTERM, syscall.SIGINT},
-	}, 1) {
+	}, 3) {
 		t.Run(signals[0].String()+" "+signals[1].String(), func(t *testing.T) {
 			t.Parallel()
 			s := driver.Start(t, tcp()...)
@@ -143,6 +143,7 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 
 func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 	t.Parallel()
+	driver.AlsoShort(t)
 	s, first, held := startHeld(t, tcp()...)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
@@ -158,8 +159,7 @@ func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	driver.Each(t, driver.Some([]string{"grace", "plain", "bare"}, 1), func(t *testing.T, mode string) {
+	driver.Each(t, driver.Some([]string{"grace", "plain", "bare"}, 3), func(t *testing.T, mode string) {
 		args := tcp("-mode", mode)
 		if mode != "bare" { // its own listener lets close remove the path
 			args = append(args, "-listen", "unix:"+filepath.Join(t.TempDir(), "s"))
@@ -391,7 +391,7 @@ func TestRepeatedRestartsLeaveNothingBehind(t *testing.T) {
 func TestStopAroundReadiness(t *testing.T) {
 	t.Parallel()
 	for i := range 10 {
-		if !driver.Part(i, 3) {
+		if !driver.Part(i, 8) {
 			continue
 		}
 		after := time.Duration(i) * 5 * time.Millisecond

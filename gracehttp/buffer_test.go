@@ -329,7 +329,7 @@ func kicksAtAnyTime(t *testing.T, timeout time.Duration, encrypted bool) {
 	}
 
 	const clients, requests = 4, 20
-	conns := driver.Times(15, 3)
+	conns := driver.Times(15, 8)
 	one := func(random *rand.Rand) error {
 		nc, err := net.Dial("tcp", g.addr)
 		if err != nil {

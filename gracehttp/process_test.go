@@ -260,7 +260,8 @@ const getPid = "GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
 
 func TestRestartMovesConnections(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"tcp", "unix", "h2c"}, 1), func(t *testing.T, protocol string) { // the last one with HTTP/1
+	driver.AlsoShort(t)
+	driver.Each(t, driver.Some([]string{"tcp", "unix", "h2c"}, 3), func(t *testing.T, protocol string) { // the last one with HTTP/1
 		s := startSite(t, protocol, "")
 		fresh, idle, busy, began, piped := s.connect(), s.connect(), s.connect(), s.connect(), s.connect()
 		idle.send(getPid)
@@ -293,12 +294,11 @@ func TestRestartMovesConnections(t *testing.T) {
 
 func TestNothingIsLostOverRestarts(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	driver.Each(t, driver.Some([]string{"tcp", "unix"}, 1), func(t *testing.T, protocol string) {
+	driver.Each(t, driver.Some([]string{"tcp", "unix"}, 3), func(t *testing.T, protocol string) {
 		s := startSite(t, protocol, "")
 		load := driver.StartLoad(t, s.addr, "/pid")
 		p := s.first
-		for n := range driver.Times(5, 2) {
+		for n := range driver.Times(5, 4) {
 			p.Signal(syscall.SIGUSR2)
 			next := s.Ready(n + 2)
 			load.Await(n + 2)
@@ -324,8 +324,8 @@ func TestNothingIsLostOverRestarts(t *testing.T) {
 func TestPipelinedRequestsAreAnsweredOverRestarts(t *testing.T) {
 	t.Parallel()
 	const clients = 3
-	restarts := driver.Times(4, 2)
-	driver.Each(t, driver.Some([]string{"tcp", "unix", "h2c"}, 1), func(t *testing.T, protocol string) { // the last one with HTTP/1
+	restarts := driver.Times(4, 4)
+	driver.Each(t, driver.Some([]string{"tcp", "unix", "h2c"}, 3), func(t *testing.T, protocol string) { // the last one with HTTP/1
 		s := startSite(t, protocol, "")
 		var stop atomic.Bool
 		var wg sync.WaitGroup
@@ -384,11 +384,10 @@ func pipeline(c *client, round int) error {
 // restart.
 func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	const clients = 4
-	restarts := driver.Times(4, 2)
+	restarts := driver.Times(4, 4)
 	for i, protocol := range []string{"tls", "h2", "h2c", "wrapped-proxy", "wrapped-limit", "wrapped-tls", "wrapped-h2"} {
-		if !driver.Part(i, 2) {
+		if !driver.Part(i, 4) {
 			continue
 		}
 		t.Run(protocol, func(t *testing.T) {
@@ -443,8 +442,8 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 
 func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 	t.Parallel()
-	for _, protocol := range driver.Some([]string{"tls", "h2"}, 1) {
-		for _, version := range driver.Some([]uint16{tls.VersionTLS12, tls.VersionTLS13}, 1) {
+	for _, protocol := range driver.Some([]string{"tls", "h2"}, 3) {
+		for _, version := range driver.Some([]uint16{tls.VersionTLS12, tls.VersionTLS13}, 3) {
 			t.Run(protocol+" "+tls.VersionName(version), func(t *testing.T) {
 				t.Parallel()
 				s := startSite(t, protocol, "", "-idle-grace", "10ms")
@@ -470,7 +469,7 @@ func TestTLSSessionsResumeOverRestarts(t *testing.T) {
 				if resumed != 0 {
 					t.Error("the first session is resumed")
 				}
-				for n := range driver.Times(4, 2) {
+				for n := range driver.Times(4, 4) {
 					visit(p)
 					p.Signal(syscall.SIGUSR2)
 					next := s.Ready(n + 2)
@@ -493,7 +492,7 @@ func TestFailedRestartKeepsServing(t *testing.T) {
 	faults := []string{"prestart", "exit", "kill", "hang", "unservable", "kill-ready", "exit-ready", "close-ready"}
 	for p, protocol := range protocols {
 		for f, fault := range faults {
-			if !driver.Part(p*len(faults)+f, 3) {
+			if !driver.Part(p*len(faults)+f, 8) {
 				continue
 			}
 			t.Run(protocol+" "+fault, func(t *testing.T) {
@@ -568,7 +567,7 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 		{play: "legacy", closes: true},
 	} {
 		for p, protocol := range []string{"tcp", "unix"} {
-			if !driver.Part(2*i+p, 3) {
+			if !driver.Part(2*i+p, 8) {
 				continue
 			}
 			t.Run(test.play+" "+protocol, func(t *testing.T) {
@@ -622,8 +621,9 @@ func TestConnectionsThatNobodyTakesStayHere(t *testing.T) {
 // connections here: they are to be served on.
 func TestCrashIsNoRefusal(t *testing.T) {
 	t.Parallel()
+	driver.AlsoShort(t)
 	for i, play := range []string{"take-kill", "take-exit"} {
-		if !driver.Part(i, 2) {
+		if !driver.Part(i, 4) {
 			continue
 		}
 		t.Run(play, func(t *testing.T) {
@@ -679,7 +679,7 @@ func TestHungSuccessorInAShortDrain(t *testing.T) {
 // is left, the predecessor still serves again, all there is.
 func TestServesAgainAfterShutdown(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some(protocols, 2), func(t *testing.T, protocol string) {
+	driver.Each(t, driver.Some(protocols, 4), func(t *testing.T, protocol string) {
 		s := startSite(t, protocol, "", "-idle-grace", "10ms")
 		hijacked := s.hijack()
 		s.visitor(nil).pid()
@@ -719,7 +719,7 @@ func TestServesAgainAfterShutdown(t *testing.T) {
 // What arrives at a process that is itself draining goes on to its successor.
 func TestConnectionsArePassedOn(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"tcp", "unix"}, 1), func(t *testing.T, protocol string) {
+	driver.Each(t, driver.Some([]string{"tcp", "unix"}, 3), func(t *testing.T, protocol string) {
 		s := startSite(t, protocol, "")
 		busy, idle := s.connect(), s.connect()
 		idle.send(getPid)
@@ -792,7 +792,7 @@ func TestConnectionsAreNotPassedToOneThatIsAboutToEnd(t *testing.T) {
 // they were offered to its successor, and that one has failed.
 func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"take-kill", "take-refuse", "ready-kill"}, 1), func(t *testing.T, play string) {
+	driver.Each(t, driver.Some([]string{"take-kill", "take-refuse", "ready-kill"}, 3), func(t *testing.T, play string) {
 		link := driver.NewLink(t, driver.Binary(t))
 		s := startSite(t, "tcp", string(link), "-play", play)
 		fresh, idle, busy := s.connect(), s.connect(), s.connect()
@@ -821,7 +821,6 @@ func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {
 
 func TestManyIdleConnectionsMove(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	s := startSite(t, "tcp", "")
 	var clients []*client
 	for range 600 { // more than two batches

@@ -404,6 +404,7 @@ func TestTLSConfigWithoutCertificatesForH2C(t *testing.T) {
 	s := start(t, []*http.Server{srv})
 	c := s.connect(0)
 	c.ask()
+	c.Close()
 	s.signal(syscall.SIGTERM)
 	if err := within(t, s.result, "the end of Serve"); err != nil {
 		t.Errorf("Serve: %v", err)
@@ -467,6 +468,7 @@ func TestServerWithoutHandler(t *testing.T) {
 	if resp := c.expect(""); resp.Header.Get("Allow") != "" || resp.ContentLength != 0 {
 		t.Errorf("OPTIONS *: %v", resp.Header)
 	}
+	c.Close()
 	s.signal(syscall.SIGTERM)
 	if err := within(t, s.result, "the end of Serve"); err != nil {
 		t.Errorf("Serve: %v", err)

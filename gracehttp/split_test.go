@@ -30,7 +30,6 @@ var (
 // request runs once, and one whose client has gone at most once.
 func TestRequestsCutAtRandomRunOnce(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
 	seed := *splitSeed
 	if seed == 0 {
 		seed = rand.Uint64()
@@ -38,7 +37,7 @@ func TestRequestsCutAtRandomRunOnce(t *testing.T) {
 	t.Logf("-split-seed %d", seed)
 	length := *splitFor
 	if length == 0 {
-		length = time.Duration(driver.Times(3, 3)) * time.Second
+		length = time.Duration(driver.Times(3, 8)) * time.Second
 	}
 	driver.Each(t, []string{"tcp", "unix"}, func(t *testing.T, protocol string) {
 		s := startSite(t, protocol, "")

@@ -19,11 +19,10 @@ import (
 // timeout(1) and ExecStop=kill do.
 func TestStoppedProcessLosesNothingOfBusyClients(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
-	for _, apart := range driver.Some([]time.Duration{-1, 0, 300 * time.Millisecond}, 1) {
+	for _, apart := range driver.Some([]time.Duration{-1, 0, 300 * time.Millisecond}, 3) {
 		t.Run(fmt.Sprint("apart=", apart), func(t *testing.T) {
 			t.Parallel()
-			for range driver.Times(3, 3) {
+			for range driver.Times(3, 8) {
 				s := startSite(t, "tcp", "")
 				// One takes longer than it takes until the second signal.
 				held := s.connect()
@@ -112,7 +111,7 @@ func TestHijackedConnectionKeepsNoProcess(t *testing.T) {
 // What follows Serve in main is not ended by a signal that comes again.
 func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 	t.Parallel()
-	for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGUSR2}, 1) {
+	for _, sig := range driver.Some([]syscall.Signal{syscall.SIGTERM, syscall.SIGUSR2}, 3) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -133,7 +132,7 @@ func TestCleanUpAfterServeIsNotEndedByASignal(t *testing.T) {
 // or says who the client is as any other.
 func TestWrapperServesAgain(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some([]string{"proxy", "limit", "tls", "h2"}, 2), func(t *testing.T, wrapper string) {
+	driver.Each(t, driver.Some([]string{"proxy", "limit", "tls", "h2"}, 4), func(t *testing.T, wrapper string) {
 		faults := driver.NewFaults(t)
 		s := startSite(t, "wrapped-"+wrapper, "", "-faults", string(faults))
 		v := s.visitor(nil)

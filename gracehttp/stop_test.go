@@ -104,7 +104,7 @@ func stopNetHTTP(tb testing.TB, handler time.Duration) (lost int) {
 
 func TestStopLosesNothingOfBusyClients(t *testing.T) {
 	for _, handler := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond} {
-		for range driver.Times(4, 2) {
+		for range driver.Times(4, 4) {
 			if lost := stopOurs(t, handler); lost != 0 {
 				t.Errorf("with handlers that take %v, %d requests are lost", handler, lost)
 			}

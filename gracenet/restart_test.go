@@ -129,6 +129,7 @@ func inode(t *testing.T, path string) fs.FileInfo {
 
 func TestPort0KeepsItsPortOverRestarts(t *testing.T) {
 	t.Parallel()
+	driver.AlsoShort(t)
 	entries := []string{
 		"tcp=127.0.0.1:0", "tcp=127.0.0.1:0", // two of them
 		"tcp4=127.0.0.1:0", "tcp=:0", "udp=127.0.0.1:0", "udp=127.0.0.1:0",
@@ -156,7 +157,6 @@ func TestPort0KeepsItsPortOverRestarts(t *testing.T) {
 // A successor that is not told which socket was port 0's must not serve on another port,
 // and its predecessor end: its restart fails.
 func TestPort0OfASilentPredecessorIsNotGuessed(t *testing.T) {
-	driver.NotShort(t)
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -678,7 +678,7 @@ func TestPredecessorWithoutHandlerDiesBySIGTERM(t *testing.T) {
 				}
 			}
 		}},
-	}, 1) {
+	}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			faults := driver.NewFaults(t)
@@ -758,7 +758,7 @@ func TestWrongVariablesAreAnErrorAndLeaveNothingOpen(t *testing.T) {
 		{"negative, with control", []string{"LISTEN_FDS=-1", "GRACE_CONTROL=3"}, []*os.File{control()}, ""},
 		{"supervisor is no number", []string{"LISTEN_FDS=1", "GRACE_SUPERVISOR=x"}, []*os.File{listener()}, "GRACE_SUPERVISOR"},
 		{"supervisor is a listening socket", []string{"LISTEN_FDS=1", "GRACE_SUPERVISOR=3"}, []*os.File{listener()}, "GRACE_SUPERVISOR"},
-	}, 2) {
+	}, 4) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			given := map[string]bool{}

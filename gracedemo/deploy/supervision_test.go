@@ -70,6 +70,7 @@ func TestRunit(t *testing.T) {
 
 func TestS6(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	need(t, "s6-svscan", "s6-supervise", "s6-svc", "s6-svstat", "s6-setuidgid")
 	if !driver.Isolate(t) {
 		return
@@ -165,7 +166,7 @@ func demosLeft() []byte {
 func restartUnderLoad(t *testing.T, restart func(n int)) {
 	t.Helper()
 	load := driver.StartLoad(t, address, path)
-	restarts := driver.Times(20, 5)
+	restarts := driver.Times(20, 10)
 	for n := range restarts {
 		restart(n)
 		load.Await(n + 2)

@@ -70,6 +70,7 @@ func TestNumbersFit(t *testing.T) {
 // Clients that never retry notice nothing, whether the instances behind the balancer are
 // reloaded or stopped and started.
 func TestRollingRestartLosesNothing(t *testing.T) {
+	driver.OnlyAll(t)
 	systemd.Need(t)
 	if err := os.Symlink(systemd.Program(t, "gracedemo"), "/usr/local/bin/gracedemo"); err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func TestRollingRestartLosesNothing(t *testing.T) {
 		t.Skip("neither haproxy nor nginx is here")
 	}
 	for _, verb := range []string{"reload", "restart"} {
-		for _, u := range instances[:driver.Times(len(instances), 3)] {
+		for _, u := range instances[:driver.Times(len(instances), 8)] {
 			before := u.MainPID()
 			u.Do(verb)
 			u.AwaitAnotherMain(before)

@@ -16,6 +16,7 @@ import (
 // again, and systemd need not do anything; after that, Restart=on-failure acts.
 func TestCrashAroundAReload(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	settings := []string{"Restart=on-failure", "RestartSec=100ms", "DynamicUser=no"}
 
 	t.Run("successor, young", func(t *testing.T) {

@@ -111,6 +111,7 @@ func TestReloadFailsWhenTheNewVersionDoes(t *testing.T) {
 
 func TestFailedReloadServesOnAndSaysWhy(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newDemo(t, "gracedemo.service")
 	d.Do("start")
 	pid := d.MainPID()
@@ -140,6 +141,7 @@ func TestFailedReloadServesOnAndSaysWhy(t *testing.T) {
 
 func TestStopFinishesRequests(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	driver.Each(t, []string{"stop", "restart"}, func(t *testing.T, verb string) {
 		// The drain takes longer than systemd has patience, if nobody asks for more.
 		d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1")
@@ -160,6 +162,7 @@ func TestStopFinishesRequests(t *testing.T) {
 
 func TestStatusTellsOfTheDrain(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newDemo(t, "gracedemo.service")
 	d.Do("start")
 	old := d.MainPID()
@@ -193,6 +196,7 @@ func TestStatusTellsOfTheDrain(t *testing.T) {
 
 func TestSlowStartOfASuccessorIsWaitedFor(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newDemo(t, "gracedemo.service", "TimeoutStartSec=3")
 	d.Do("start")
 	old := d.MainPID()
@@ -212,6 +216,7 @@ func TestSlowStartOfASuccessorIsWaitedFor(t *testing.T) {
 
 func TestWatchdogOverAReload(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newDemo(t, "gracedemo.service", "WatchdogSec=3", "RestartSec=100ms")
 	d.Do("start")
 	old := d.MainPID()
@@ -240,6 +245,7 @@ func TestWatchdogOverAReload(t *testing.T) {
 // A supervisor is the main process all along, and passes on what generations say.
 func TestSupervisedService(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newStoringDemo(t, "WatchdogSec=3", "TimeoutStopSec=1")
 	replace(t, d.program, script(t, d.program+".supervised",
 		fmt.Sprintf("exec %s -supervise \"$@\"", systemd.Program(t, "gracedemo"))))

@@ -10,12 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
 // Type=notify-reload: systemctl reload waits for the successor.
 
 func TestNotifyReloadAsItStands(t *testing.T) {
+	driver.OnlyAll(t)
 	systemd.NeedVersion(t, 253, "Type=notify-reload")
 	deploy(t)
 	u := systemd.System.Install(t, "gracedemo-notify-reload.service", "", "")
@@ -53,6 +55,7 @@ func TestNotifyReloadAsItStands(t *testing.T) {
 
 func TestNotifyReloadWaitsForASlowSuccessor(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	systemd.NeedVersion(t, 253, "Type=notify-reload")
 	d := newDemo(t, "gracedemo-notify-reload.service", "TimeoutStartSec=3")
 	d.Do("start")
@@ -69,6 +72,7 @@ func TestNotifyReloadWaitsForASlowSuccessor(t *testing.T) {
 
 func TestNotifyReloadThatFails(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	systemd.NeedVersion(t, 253, "Type=notify-reload")
 	d := newDemo(t, "gracedemo-notify-reload.service")
 	d.Do("start")

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
@@ -56,6 +57,7 @@ func TestSocketsAsTheyStand(t *testing.T) {
 }
 
 func TestSocketsByName(t *testing.T) {
+	driver.OnlyAll(t)
 	systemd.Need(t)
 	deploy(t)
 	web := systemd.System.Install(t, "gracedemo-web.socket", "", "")
@@ -97,6 +99,7 @@ func TestSocketsByName(t *testing.T) {
 // A server of datagrams, beside streams: what systemd holds reaches it too.
 func TestDatagramSockets(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	systemd.Need(t)
 	const udp, path, streams = "127.0.0.1:21001", "/run/datagrams.dgram", "/run/datagrams.stream"
 	service := systemd.System.Write(t, "datagrams.service", `
@@ -195,6 +198,7 @@ Service=datagrams.service
 // twice.
 func TestSocketsOfUnitsAreNotStored(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newStoringDemo(t, "RestartSec=100ms")
 	socket := systemd.System.Write(t, strings.TrimSuffix(d.Name, ".service")+".socket", `
 [Socket]

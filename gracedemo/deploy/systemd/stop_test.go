@@ -43,7 +43,7 @@ func TestStopInADrain(t *testing.T) {
 				if at.plain && how.name != "stop" {
 					continue
 				}
-				if i++; !driver.Part(i-1, 8) {
+				if i++; !driver.Part(i-1, 24) {
 					continue
 				}
 				t.Run(mode+"/"+how.name+"/"+at.name, func(t *testing.T) {
@@ -118,9 +118,10 @@ func stopInADrain(t *testing.T, mode string, how stop, at instant) {
 // Three generations: the second one drains, too, and is the main process.
 func TestStopInTwoDrains(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for m, mode := range killModes {
 		for _, last := range []int{0, 1, 2} {
-			if !driver.Part(3*m+last, 4) {
+			if !driver.Part(3*m+last, 12) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/generation %d last", mode, last+1), func(t *testing.T) {
@@ -159,7 +160,8 @@ func TestStopInTwoDrains(t *testing.T) {
 // A predecessor that stands by is the main process.
 func TestStopInTheStandby(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, driver.Some(killModes, 3), func(t *testing.T, mode string) {
+	driver.OnlyAll(t)
+	driver.Each(t, driver.Some(killModes, 8), func(t *testing.T, mode string) {
 		d := newDemo(t, "gracedemo.service", "TimeoutStopSec=1", "KillMode="+mode)
 		d.useTestServer("-standby 1m")
 		d.Do("start")

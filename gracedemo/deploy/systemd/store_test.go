@@ -10,11 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
 func TestListenersOutliveACrash(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	d := newStoringDemo(t, "RestartSec=1")
 	d.Do("start")
 	d.Await("NFileDescriptorStore", "4")

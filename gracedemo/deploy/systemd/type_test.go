@@ -21,11 +21,12 @@ import (
 // Type=notify with a PID file, which systemd then follows as well.
 func TestPIDFileDoesNotStickInReloading(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	const file = "/run/reloaded/pid"
 	d := newDemoWith(t, "gracedemo.service", "-pidfile "+file, "RuntimeDirectory=reloaded", "PIDFile="+file)
 	d.Do("start")
 	pid := d.MainPID()
-	for n := range driver.Times(40, 8) {
+	for n := range driver.Times(40, 24) {
 		d.Do("reload")
 		pid = awaitAnotherThan(t, d.addr, pid)
 		awaitMain(t, d.Unit, pid)
@@ -43,6 +44,7 @@ func TestPIDFileDoesNotStickInReloading(t *testing.T) {
 // the service. A reload is refused, and the log says what to do.
 func TestReloadIsRefusedWhereSystemdDoesNotListen(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	driver.Each(t, []string{"simple", "exec"}, func(t *testing.T, kind string) {
 		d := newDemo(t, "gracedemo.service", "Type="+kind, "NotifyAccess=none")
 		d.Do("start")
@@ -67,6 +69,7 @@ func TestReloadIsRefusedWhereSystemdDoesNotListen(t *testing.T) {
 // A manager that is too busy to read what it is told does not hold up a restart, and
 // knows in the end which process is the main one.
 func TestManagerThatDoesNotRead(t *testing.T) {
+	driver.OnlyAll(t)
 	user, manager := systemd.User(t)
 	const addr = "127.0.0.1:22011"
 	u := user.Write(t, "unread.service", "[Service]\nType=notify\nExecStart="+systemd.Program(t, "gracedemo")+

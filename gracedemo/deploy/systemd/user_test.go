@@ -16,6 +16,7 @@ import (
 // Under a user's systemd the parent of a service is not PID 1. It is a stranger all
 // the same.
 func TestUserManagerIsNotSignalled(t *testing.T) {
+	driver.OnlyAll(t)
 	user, manager := systemd.User(t)
 	managerPID := manager.MainPID()
 	const addr = "127.0.0.1:22001"

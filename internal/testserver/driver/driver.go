@@ -131,6 +131,7 @@ func Original(tb testing.TB) string {
 
 func built(tb testing.TB, build func() (string, error)) string {
 	tb.Helper()
+	skipIfShort(tb)
 	program, err := build()
 	if err != nil {
 		tb.Fatal(err)

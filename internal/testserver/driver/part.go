@@ -11,11 +11,13 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 )
 
 // EnvTest is the variable that says how much of the large tables and loops is played:
-// with "all" every row, else some, and with -short one.
+// with "all" every row, else some; with -short, only a few tests start processes.
 const EnvTest = "GRACE_TEST"
 
 var all = os.Getenv(EnvTest) == "all"
@@ -53,6 +55,20 @@ func NotShort(tb testing.TB) {
 	}
 }
 
+// alsoShort has the names of the tests that called AlsoShort.
+var alsoShort sync.Map
+
+// AlsoShort lets the test start processes with -short, too.
+func AlsoShort(tb testing.TB) { alsoShort.Store(tb.Name(), true) }
+
+func skipIfShort(tb testing.TB) {
+	tb.Helper()
+	name, _, _ := strings.Cut(tb.Name(), "/")
+	if _, also := alsoShort.Load(name); testing.Short() && !also {
+		tb.Skip("starts processes, which takes too long for -short")
+	}
+}
+
 // OnlyAll skips the test where not all is played.
 func OnlyAll(tb testing.TB) {
 	tb.Helper()
@@ -61,11 +77,14 @@ func OnlyAll(tb testing.TB) {
 	}
 }
 
-// sideBySide lets more tests run at a time than there are processors, since they wait for
-// processes more than they work, unless a flag says how many.
+// sideBySide lets more tests run at a time than there are processors, since they wait more
+// than they work, unless a flag says how many.
 func sideBySide() {
-	const tests = 8
 	flag.Parse()
+	tests := 8
+	if testing.Short() { // hardly any starts processes
+		tests = 32
+	}
 	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		f.Value.Set(strconv.Itoa(max(tests, runtime.GOMAXPROCS(0))))
 	}
