@@ -1129,3 +1129,29 @@ func TestTwoSignalsAtOnceEndStandby(t *testing.T) {
 	thaw()
 	first.Wait()
 }
+
+// A predecessor, or a supervisor, need not be looked into: whoever has made the control
+// socket speaks over it.
+func TestRestartsWhereProgramFilesAreClosedToOthers(t *testing.T) {
+	t.Parallel()
+	for _, supervised := range []bool{false, true} {
+		t.Run(fmt.Sprintf("supervised %v", supervised), func(t *testing.T) {
+			t.Parallel()
+			c := driver.Command{Args: tcp("-closed", fmt.Sprintf("-supervise=%v", supervised))}
+			if os.Getuid() == 0 {
+				c.User = anotherUser // to root nothing is closed
+			}
+			s := c.Start(t)
+			current := s.Ready(1)
+			load := startLoad(t, current.Addrs...)
+			for n := 2; n <= 3; n++ {
+				current.Signal(syscall.SIGUSR2)
+				next := s.Ready(n)
+				current.Wait()
+				current = next
+				servedBy(t, current.Addrs[0], current)
+			}
+			load.nothingLost()
+		})
+	}
+}

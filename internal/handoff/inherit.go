@@ -50,6 +50,9 @@ func inherit() *birth {
 	}
 	supervisor, supervisorErr := b.takeConn(envSupervisor)
 	control, controlErr := b.takeConn(envControl)
+	if madeBy(b.ppid, control) || madeBy(b.ppid, supervisor) {
+		b.parent.program = Ours // though its file may be closed to us
+	}
 	if b.parent.original() {
 		// They were meant for our parent. That is built on facebookgo/grace, was started by
 		// one built on this library, and has passed them on without knowing. What that one
@@ -121,6 +124,9 @@ func (b *birth) takeConn(name string) (*net.UnixConn, error) {
 	}
 	return c, nil
 }
+
+// madeBy reports whether a process has made a socket pair, of which we have an end.
+func madeBy(pid int, c *net.UnixConn) bool { return c != nil && peerPid(c) == pid }
 
 // announcedFD returns the descriptor that a variable names, or -1, and removes
 // the variable.
