@@ -433,28 +433,37 @@ func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 
 func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
 	t.Parallel()
-	link := driver.NewLink(t, driver.Binary(t))
-	s := driver.Command{Path: string(link), Args: tcp("-supervise")}.Start(t)
-	first := s.Ready(1)
-	link.Move(t, driver.Original(t))
-	s.First().Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	first.Wait()
-	servedBy(t, first.Addrs[0], second)
+	for name, replace := range map[string]func(t *testing.T, path, program string){
+		"by a link": func(t *testing.T, path, program string) { driver.Link(path).Move(t, program) },
+		"in place":  func(t *testing.T, path, program string) { copyProgram(t, path, program) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "server")
+			replace(t, path, driver.Binary(t))
+			s := driver.Command{Path: path, Args: tcp("-supervise")}.Start(t)
+			first := s.Ready(1)
+			replace(t, path, driver.Original(t))
+			s.First().Signal(syscall.SIGUSR2)
+			second := s.Ready(2)
+			first.Wait()
+			servedBy(t, first.Addrs[0], second)
 
-	// And back.
-	link.Move(t, driver.Binary(t))
-	s.First().Signal(syscall.SIGUSR2)
-	third := s.Ready(3)
-	second.Wait()
-	servedBy(t, first.Addrs[0], third)
-	s.First().Signal(syscall.SIGUSR2)
-	fourth := s.Ready(4)
-	third.Wait()
-	servedBy(t, first.Addrs[0], fourth)
-	s.First().Signal(syscall.SIGTERM)
-	s.First().WaitExit(0)
-	s.WaitEnd()
+			// And back.
+			replace(t, path, driver.Binary(t))
+			s.First().Signal(syscall.SIGUSR2)
+			third := s.Ready(3)
+			second.Wait()
+			servedBy(t, first.Addrs[0], third)
+			s.First().Signal(syscall.SIGUSR2)
+			fourth := s.Ready(4)
+			third.Wait()
+			servedBy(t, first.Addrs[0], fourth)
+			s.First().Signal(syscall.SIGTERM)
+			s.First().WaitExit(0)
+			s.WaitEnd()
+		})
+	}
 }
 
 func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {

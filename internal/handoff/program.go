@@ -76,7 +76,7 @@ func startProgram(path string) Program {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(born.dir, path)
 	}
-	if self, err := os.Executable(); err == nil && sameFile(path, self) {
+	if sameFile(path, "/proc/self/exe") { // which stays the same when the file was replaced
 		return Ours
 	}
 	return programOf(path)
