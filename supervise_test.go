@@ -273,6 +273,26 @@ func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 	}
 }
 
+// As in server 2>&1 | head -1.
+func TestSupervisorOutlivesTheReaderOfItsLog(t *testing.T) {
+	t.Parallel()
+	reader, log, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	s := driver.Command{Args: tcp("-supervise"), Stderr: log}.Start(t)
+	log.Close()
+	first := s.Ready(1)
+	s.First().Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	first.Wait()
+	servedBy(t, second.Addrs[0], second)
+	s.First().Signal(syscall.SIGTERM)
+	s.First().WaitExit(0)
+	s.WaitEnd()
+}
+
 // slow begins a request that is never answered, and returns when the server has
 // it.
 func slow(t *testing.T, s *driver.Server, addr string) {
