@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
 )
 
 // Both ends of a batch of connections. The predecessor sends it with one end of a new
@@ -145,7 +147,7 @@ func (p *Predecessor) takeConns(m *message) {
 	}
 	p.taking.Lock()
 	defer p.taking.Unlock()
-	take, onMove, refusal := p.receivers[b.Listener], p.onMove, ""
+	take, onMove, list, refusal := p.receivers[b.Listener], p.onMove, p.moved, ""
 	switch {
 	case own && onMove == nil:
 		refusal = "the successor has no OnMove"
@@ -155,7 +157,12 @@ func (p *Predecessor) takeConns(m *message) {
 	conns := m.take(refusal)
 	if own {
 		for i, f := range conns {
-			go p.moved(f, b.States[i], onMove)
+			coming := new(accept.Entry)
+			list.Add(coming) // a drain that has refused more waits for what is here
+			go func() {
+				defer list.Remove(coming)
+				p.arrive(f, b.States[i], onMove)
+			}()
 		}
 	} else if conns != nil {
 		if len(b.Waiting) != len(conns) {
@@ -165,8 +172,8 @@ func (p *Predecessor) takeConns(m *message) {
 	}
 }
 
-// moved makes a connection of a file that is ours now.
-func (p *Predecessor) moved(f *os.File, state []byte, take func(net.Conn, []byte)) {
+// arrive makes a connection of a file that is ours now.
+func (p *Predecessor) arrive(f *os.File, state []byte, take func(net.Conn, []byte)) {
 	defer f.Close()
 	c, err := net.FileConn(f)
 	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
