@@ -204,6 +204,21 @@ func TestRestartSignalWaitsForTheFirstGeneration(t *testing.T) {
 	s.First().WaitExit(0)
 }
 
+// As programs do that were written for facebookgo/grace.
+func TestRestartSignalReachesAFirstGenerationThatOnlyWaits(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	faults.Set(t, "no-parent") // so that it calls no CloseParent
+	s := driver.Start(t, tcp("-supervise", "-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Clear(t, "no-parent")
+	s.First().Signal(syscall.SIGUSR2)
+	s.Ready(2)
+	first.Wait()
+	s.First().Signal(syscall.SIGTERM)
+	s.First().WaitExit(0)
+}
+
 func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
 	type server = driver.Server
