@@ -57,7 +57,7 @@ func programOf(path string) Program {
 func startPath() (string, error) {
 	path, err := born.file, error(nil)
 	if path == "" {
-		path, err = lookUp(born.args[0])
+		path, err = born.lookUp()
 	}
 	if err != nil {
 		return "", fmt.Errorf("starting %s: %w", born.args[0], err)
