@@ -175,6 +175,7 @@ func (p *Predecessor) takeConns(m *message) {
 // arrive makes a connection of a file that is ours now.
 func (p *Predecessor) arrive(f *os.File, state []byte, take func(net.Conn, []byte)) {
 	defer f.Close()
+	restore := accept.KeepOptions(f)
 	c, err := net.FileConn(f)
 	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
 		p.g.Logf("grace: connection from the predecessor: %v; trying again until it works", err)
@@ -182,6 +183,7 @@ func (p *Predecessor) arrive(f *os.File, state []byte, take func(net.Conn, []byt
 		c, err = net.FileConn(f)
 	}
 	if err == nil {
+		restore()
 		take(c, state)
 	}
 }
