@@ -52,6 +52,9 @@ func (s *Successor) MoveOwn(conns []syscall.Conn, states [][]byte, timeout time.
 	if !s.movesOwn.Load() {
 		return errors.New("the successor takes no connections of the program's own")
 	}
+	if err := withFDs(conns, areOfNet); err != nil {
+		return err
+	}
 	return s.offer(kindMove, moveBody{states}, conns, timeout)
 }
 

@@ -429,6 +429,17 @@ func TestConnectionsOfTheProgramsOwnStayIfNobodyTakesThem(t *testing.T) {
 		t.Errorf("error %v from one that takes no more", err)
 	}
 
+	pipe, w, err := os.Pipe() // of which net.FileConn makes nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer w.Close()
+	g.Predecessor.OnMove(func(net.Conn, []byte) {}, accept.New(nil))
+	if err := s.MoveOwn([]syscall.Conn{pipe}, [][]byte{nil}, patience); !errors.Is(err, syscall.ENOTSOCK) {
+		t.Errorf("error %v, want %v", err, syscall.ENOTSOCK)
+	}
+
 	earlier, peer := play(t) // does not know the message
 	send(t, peer, kindHello, helloBody{Takes: true})
 	driver.Eventually(t, "hello", earlier.Moves)
