@@ -504,7 +504,7 @@ func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
 func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
 	s, supervisor, first := supervised(t)
-	one := sleeper(t, s, first.Addrs[0], time.Second)
+	one := sleeper(t, s, first.Addrs[0], 4*time.Second) // longer than a restart
 	supervisor.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", first.Pid)) // it accepts no more
