@@ -150,6 +150,15 @@ func countIn(from *accept.Listener, enter func(*accept.Entry), c net.Conn) net.C
 	}
 }
 
+// RemoteAddr is never nil, though the kernel does not know it any more when the client has
+// reset a connection that moves.
+func (c *tcpConn) RemoteAddr() net.Addr {
+	if addr := c.TCPConn.RemoteAddr(); addr != nil {
+		return addr
+	}
+	return &net.TCPAddr{}
+}
+
 func (c *tcpConn) Close() error {
 	defer c.from.Remove(&c.entry)
 	return c.TCPConn.Close()

@@ -5,6 +5,8 @@ package grace
 import (
 	"context"
 	"errors"
+	"io"
+	"log"
 	"net"
 	"sync"
 	"testing"
@@ -101,5 +103,47 @@ func TestDrainWaitsForConnectionsThoughCloseFails(t *testing.T) {
 	c.Close()
 	if err := <-drained; !errors.Is(err, errBadly) {
 		t.Errorf("Drain: %v, want %v", err, errBadly)
+	}
+}
+
+// The program hears of it by reading, as ever, and forgets the client.
+func TestMovedConnectionThatItsClientHasResetIsHandedOver(t *testing.T) {
+	t.Parallel()
+	l := listenTCP(t)
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	client.(*net.TCPConn).SetLinger(0)
+	client.Close()
+	here.Read(make([]byte, 1)) // until it has arrived
+	f, err := here.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Skip(err) // on other systems it cannot be moved
+	}
+	states := make(chan string, 1)
+	p := &Process{Logger: log.New(io.Discard, "", 0), OnMove: func(c net.Conn, state []byte) {
+		defer c.Close()
+		_ = c.RemoteAddr().String()
+		states <- string(state)
+	}}
+	p.receiveMoved(c, []byte("alice"))
+	select {
+	case state := <-states:
+		if state != "alice" {
+			t.Errorf("OnMove gets %q", state)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("OnMove does not get over its address")
 	}
 }

@@ -42,13 +42,14 @@ func mainPID(pid int) string {
 // predecessor does, which the manager trusts. One of facebookgo/grace does not
 // know how.
 func (l *loop) tellServing() {
-	switch l.g.Origin {
-	case handoff.Succeeded:
-		if l.g.Manager.Supervised() {
+	supervised := l.g.Manager.Supervised()
+	switch {
+	case l.g.Origin == handoff.Succeeded:
+		if supervised {
 			l.becomeMain("")
 		}
 		return
-	case handoff.SucceededLegacy:
+	case l.g.Origin == handoff.SucceededLegacy, supervised: // CloseParent may not have been called
 		l.g.Manager.Tell(mainPID(pid()))
 	default:
 		l.g.Manager.Tell(fmt.Sprintf("READY=1\nSTATUS=Serving with pid %d", pid()))

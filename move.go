@@ -81,7 +81,7 @@ func (m *movedConns) count() accept.Count {
 // serves after us, that finishes what it holds.
 func (m *movedConns) drain(ctx context.Context, p *handoff.Predecessor, moves bool) error {
 	if !moves {
-		p.OnMove(nil)
+		p.OnMove(nil, nil)
 	} else if p.HasOnMove() {
 		waitFor(ctx, p.Drained())
 	}

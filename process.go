@@ -144,7 +144,7 @@ func (p *Process) CloseParent() error {
 	g := handoff.Self()
 	g.SetLogger(p.Logger)
 	if p.OnMove != nil {
-		g.Predecessor.OnMove(p.receiveMoved)
+		g.Predecessor.OnMove(p.receiveMoved, p.moved.list())
 	}
 	if err := g.Ready(); err != nil {
 		return fmt.Errorf("grace: %w", err)

@@ -33,7 +33,11 @@ func TestSuccessorGetsTheCommandLineAndEnvironmentOfTheStart(t *testing.T) {
 		for _, tamper := range driver.Some([]string{"drop", "add"}, 3) {
 			t.Run(mode+" "+tamper, func(t *testing.T) {
 				t.Parallel()
-				s := driver.Command{Args: tcp("-mode", mode, "-tamper", tamper), Env: []string{"SECRET=x"}}.Start(t)
+				s := driver.Command{
+					Argv0: filepath.Base(driver.Binary(t)),
+					Args:  tcp("-mode", mode, "-tamper", tamper),
+					Env:   []string{"SECRET=x", "PATH=" + filepath.Dir(driver.Binary(t))},
+				}.Start(t)
 				generation := s.Ready(1)
 				started := commandLine(t, generation)
 				for n := 2; n <= 3; n++ {

@@ -15,9 +15,11 @@ package grace
 //
 // SIGINT, SIGTERM, SIGQUIT and SIGHUP are passed on to all generations, also to
 // one that still drains, as a terminal would; other signals to the one that
-// serves. SIGUSR2 waits until the first one does. Whoever wants to end all at once by a
-// second Ctrl-C or SIGTERM has to send it a second after the first, or later: a service
-// manager may send the first one to all processes, so that they get it twice.
+// serves. SIGUSR2 waits until the first one does: until it runs Wait or Serve, or has
+// called CloseParent, as one with a signal loop of its own has to. Whoever wants to end
+// all at once by a second Ctrl-C or SIGTERM has to send it a second after the first, or
+// later: a service manager may send the first one to all processes, so that they get it
+// twice.
 //
 // In a generation Supervise returns nil at once. A generation whose supervisor
 // was killed stops as on SIGTERM: whoever has killed it will want to start a new

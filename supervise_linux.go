@@ -39,6 +39,7 @@ func supervise() error {
 		children: make(chan os.Signal, 1),
 		asking:   map[int]int{},
 	}
+	surviveBrokenPipes()
 	v.watch()
 	s, err := g.Supervise()
 	if err != nil {

@@ -203,6 +203,21 @@ func TestRestartSignalWaitsForTheFirstGeneration(t *testing.T) {
 	s.First().WaitExit(0)
 }
 
+// As programs do that were written for facebookgo/grace.
+func TestRestartSignalReachesAFirstGenerationThatOnlyWaits(t *testing.T) {
+	t.Parallel()
+	faults := driver.NewFaults(t)
+	faults.Set(t, "no-parent") // so that it calls no CloseParent
+	s := driver.Start(t, tcp("-supervise", "-faults", string(faults))...)
+	first := s.Ready(1)
+	faults.Clear(t, "no-parent")
+	s.First().Signal(syscall.SIGUSR2)
+	s.Ready(2)
+	first.Wait()
+	s.First().Signal(syscall.SIGTERM)
+	s.First().WaitExit(0)
+}
+
 func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
 	type server = driver.Server
@@ -270,6 +285,26 @@ func TestSupervisorExitsAsTheLastGeneration(t *testing.T) {
 			s.WaitEnd()
 		})
 	}
+}
+
+// As in server 2>&1 | head -1.
+func TestSupervisorOutlivesTheReaderOfItsLog(t *testing.T) {
+	t.Parallel()
+	reader, log, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	s := driver.Command{Args: tcp("-supervise"), Stderr: log}.Start(t)
+	log.Close()
+	first := s.Ready(1)
+	s.First().Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	first.Wait()
+	servedBy(t, second.Addrs[0], second)
+	s.First().Signal(syscall.SIGTERM)
+	s.First().WaitExit(0)
+	s.WaitEnd()
 }
 
 // slow begins a request that is never answered, and returns when the server has
@@ -432,34 +467,43 @@ func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 
 func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
 	t.Parallel()
-	link := driver.NewLink(t, driver.Binary(t))
-	s := driver.Command{Path: string(link), Args: tcp("-supervise")}.Start(t)
-	first := s.Ready(1)
-	link.Move(t, driver.Original(t))
-	s.First().Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	first.Wait()
-	servedBy(t, first.Addrs[0], second)
+	for name, replace := range map[string]func(t *testing.T, path, program string){
+		"by a link": func(t *testing.T, path, program string) { driver.Link(path).Move(t, program) },
+		"in place":  func(t *testing.T, path, program string) { copyProgram(t, path, program) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "server")
+			replace(t, path, driver.Binary(t))
+			s := driver.Command{Path: path, Args: tcp("-supervise")}.Start(t)
+			first := s.Ready(1)
+			replace(t, path, driver.Original(t))
+			s.First().Signal(syscall.SIGUSR2)
+			second := s.Ready(2)
+			first.Wait()
+			servedBy(t, first.Addrs[0], second)
 
-	// And back.
-	link.Move(t, driver.Binary(t))
-	s.First().Signal(syscall.SIGUSR2)
-	third := s.Ready(3)
-	second.Wait()
-	servedBy(t, first.Addrs[0], third)
-	s.First().Signal(syscall.SIGUSR2)
-	fourth := s.Ready(4)
-	third.Wait()
-	servedBy(t, first.Addrs[0], fourth)
-	s.First().Signal(syscall.SIGTERM)
-	s.First().WaitExit(0)
-	s.WaitEnd()
+			// And back.
+			replace(t, path, driver.Binary(t))
+			s.First().Signal(syscall.SIGUSR2)
+			third := s.Ready(3)
+			second.Wait()
+			servedBy(t, first.Addrs[0], third)
+			s.First().Signal(syscall.SIGUSR2)
+			fourth := s.Ready(4)
+			third.Wait()
+			servedBy(t, first.Addrs[0], fourth)
+			s.First().Signal(syscall.SIGTERM)
+			s.First().WaitExit(0)
+			s.WaitEnd()
+		})
+	}
 }
 
 func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
 	s, supervisor, first := supervised(t)
-	one := sleeper(t, s, first.Addrs[0], time.Second)
+	one := sleeper(t, s, first.Addrs[0], 4*time.Second) // longer than a restart
 	supervisor.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)
 	s.Line(fmt.Sprintf("^outcome pid=%d .*error=<nil>", first.Pid)) // it accepts no more
@@ -1116,4 +1160,30 @@ func TestTwoSignalsAtOnceEndStandby(t *testing.T) {
 	first.Signal(syscall.SIGINT)
 	thaw()
 	first.Wait()
+}
+
+// A predecessor, or a supervisor, need not be looked into: whoever has made the control
+// socket speaks over it.
+func TestRestartsWhereProgramFilesAreClosedToOthers(t *testing.T) {
+	t.Parallel()
+	for _, supervised := range []bool{false, true} {
+		t.Run(fmt.Sprintf("supervised %v", supervised), func(t *testing.T) {
+			t.Parallel()
+			c := driver.Command{Args: tcp("-closed", fmt.Sprintf("-supervise=%v", supervised))}
+			if os.Getuid() == 0 {
+				c.User = anotherUser // to root nothing is closed
+			}
+			s := c.Start(t)
+			current := s.Ready(1)
+			load := startLoad(t, current.Addrs...)
+			for n := 2; n <= 3; n++ {
+				current.Signal(syscall.SIGUSR2)
+				next := s.Ready(n)
+				current.Wait()
+				current = next
+				servedBy(t, current.Addrs[0], current)
+			}
+			load.nothingLost()
+		})
+	}
 }

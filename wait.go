@@ -232,7 +232,7 @@ func (l *loop) serve() error {
 	}
 	if len(servers) == 0 {
 		if l.p.OnMove != nil {
-			l.g.Predecessor.OnMove(l.p.receiveMoved)
+			l.g.Predecessor.OnMove(l.p.receiveMoved, l.p.moved.list())
 		}
 		if l.g.Origin != handoff.Succeeded {
 			l.p.writePIDFile() // CloseParent, if there was a parent, was the program's to call

@@ -1,9 +1,12 @@
 package gracehttp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -188,4 +191,41 @@ func TestLineBreaksKeepNoProcess(t *testing.T) {
 	}
 	s.restart(second)
 	second.WaitExit(0)
+}
+
+// What the program sets of a connection when it comes holds after a move, too.
+func TestMovedConnectionKeepsItsOptions(t *testing.T) {
+	t.Parallel()
+	keepAlive := make(chan int, 10)
+	look := func(c net.Conn, state http.ConnState) {
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil || state != http.StateActive {
+			return
+		}
+		raw.Control(func(fd uintptr) {
+			value, _ := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE)
+			keepAlive <- value
+		})
+	}
+	a := serveGeneration(t, "tcp", &http.Server{
+		Handler: named("predecessor"),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			c.(interface{ SetKeepAlive(bool) error }).SetKeepAlive(false)
+			return ctx
+		},
+		ConnState: look,
+	}, time.Hour)
+	b := serveGeneration(t, "tcp", &http.Server{Handler: named("successor"), ConnState: look}, time.Hour)
+	c := connect(t, a)
+	c.send(get)
+	c.expect("predecessor / 0")
+	a.moveTo(t, b)
+	a.waitEmpty(t)
+	c.send(get)
+	c.expect("successor / 0")
+	for range 2 {
+		if on := <-keepAlive; on != 0 {
+			t.Error("keep-alive is on again")
+		}
+	}
 }

@@ -356,6 +356,7 @@ func (s *server) park(c *conn, f *os.File) {
 // descriptor for a moment.
 func (s *server) netConn(f *os.File) (net.Conn, error) {
 	defer f.Close()
+	defer accept.KeepOptions(f)()
 	c, err := accept.FileConn(f)
 	if !isTemporary(err) {
 		return c, err

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// wrapperTimeout is how long a wrapper may take until its Accept has ended.
+	// wrapperTimeout is how long a wrapper may take until its Accept has ended, or its Close.
 	wrapperTimeout = 100 * time.Millisecond
 
 	// emptyTime is how long PauseEmpty goes on accepting.
@@ -280,20 +280,30 @@ func (l *Listener) Replace(socket net.Listener) {
 }
 
 // Close closes the socket and ends every Accept, those that are waiting for
-// Resume too. It does not wait for connections. Only the first call closes;
-// later ones return nil.
+// Resume too. It does not wait for connections, though a wrapper's own Close may, which then
+// goes on. Only the first call closes; later ones return nil.
 func (l *Listener) Close() error {
 	l.mu.Lock()
-	first := !l.closed
+	first, socket := !l.closed, l.socket
 	l.ended, l.closed = true, true
 	l.changed.Broadcast()
 	l.mu.Unlock()
 	if !first {
 		return nil
 	}
-	unlinkMu.Lock()
-	defer unlinkMu.Unlock()
-	return l.socket.Close()
+	if !l.wraps {
+		unlinkMu.Lock()
+		defer unlinkMu.Unlock()
+		return socket.Close()
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- socket.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(wrapperTimeout):
+		return nil
+	}
 }
 
 // unlinkMu guards what net.UnixListener does not: SetUnlinkOnClose, and Close which

@@ -298,6 +298,31 @@ func TestCloseClosesOnce(t *testing.T) {
 	}
 }
 
+// A slowlyClosing wrapper waits in its Close for what it has accepted.
+type slowlyClosing struct {
+	*fakeListener
+	idle chan struct{}
+}
+
+func (l slowlyClosing) Close() error { <-l.idle; return l.fakeListener.Close() }
+
+func TestCloseDoesNotWaitForConnectionsAsAWrapperMay(t *testing.T) {
+	l := slowlyClosing{newFake(), make(chan struct{})}
+	g := NewWrapped(l, l)
+	within(t, "Close", func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	within(t, "others' paths", func() { SetUnlinkOnClose(&net.UnixListener{}, true) })
+	close(l.idle)
+	within(t, "the socket's end", func() {
+		if _, err := l.Accept(); err == nil {
+			t.Error("it accepts")
+		}
+	})
+}
+
 func TestAcceptReturnsTheListenersErrors(t *testing.T) {
 	l := newFake()
 	g := New(l)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -712,7 +713,7 @@ func FuzzControlMessage(f *testing.F) {
 					c.Close()
 				}
 			})
-			p.OnMove(func(c net.Conn, _ []byte) { c.Close() })
+			p.OnMove(func(c net.Conn, _ []byte) { c.Close() }, accept.New(nil))
 			return p
 		}
 		play("a starting successor", func(c *control) {

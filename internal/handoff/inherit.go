@@ -50,6 +50,9 @@ func inherit() *birth {
 	}
 	supervisor, supervisorErr := b.takeConn(envSupervisor)
 	control, controlErr := b.takeConn(envControl)
+	if madeBy(b.ppid, control) || madeBy(b.ppid, supervisor) {
+		b.parent.program = Ours // though its file may be closed to us
+	}
 	if b.parent.original() {
 		// They were meant for our parent. That is built on facebookgo/grace, was started by
 		// one built on this library, and has passed them on without knowing. What that one
@@ -72,7 +75,7 @@ func inherit() *birth {
 		// sockets for its own.
 		os.Setenv(envPID, strconv.Itoa(os.Getpid()))
 	}
-	if len(b.args) > 0 && !leadsHere(b.args[0], b.dir) {
+	if len(b.args) > 0 && !b.leadsHere() {
 		b.file, _ = os.Executable()
 	}
 	return b
@@ -121,6 +124,9 @@ func (b *birth) takeConn(name string) (*net.UnixConn, error) {
 	}
 	return c, nil
 }
+
+// madeBy reports whether a process has made a socket pair, of which we have an end.
+func madeBy(pid int, c *net.UnixConn) bool { return c != nil && peerPid(c) == pid }
 
 // announcedFD returns the descriptor that a variable names, or -1, and removes
 // the variable.
@@ -171,29 +177,34 @@ func (b *birth) listening(n int) bool {
 
 // leadsHere reports whether args[0] leads to the file that runs. It may have been made
 // up, as by exec -a.
-func leadsHere(name, dir string) bool {
+func (b *birth) leadsHere() bool {
 	self, err := os.Executable()
 	if err != nil {
 		return true // nothing better is known
 	}
-	path, err := lookUp(name)
+	path, err := b.lookUp()
 	if err == nil && !filepath.IsAbs(path) {
-		path = filepath.Join(dir, path)
+		path = filepath.Join(b.dir, path)
 	}
 	return err == nil && sameFile(path, self)
 }
 
 // lookUp finds the program anew, as it was given: a file that was replaced, or
 // a symlink that was moved, is what runs.
-func lookUp(name string) (string, error) {
+func (b *birth) lookUp() (string, error) {
+	name := b.args[0]
 	if strings.Contains(name, "/") {
 		return name, nil // relative to the directory of the start
 	}
-	path, err := exec.LookPath(name)
-	if errors.Is(err, exec.ErrDot) {
-		err = nil
+	for _, dir := range filepath.SplitList(b.getenv("PATH")) { // the program may have changed its own
+		if !filepath.IsAbs(dir) {
+			dir = filepath.Join(b.dir, dir)
+		}
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
 	}
-	return path, err
+	return "", exec.ErrNotFound
 }
 
 func sameFile(a, b string) bool {

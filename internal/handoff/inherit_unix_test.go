@@ -25,7 +25,7 @@ func TestMadeUpNameDoesNotLeadHere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("PATH", dir+string(filepath.ListSeparator)+filepath.Dir(sh))
+	path := "PATH=" + dir + string(filepath.ListSeparator) + filepath.Dir(sh)
 	for name, want := range map[string]bool{
 		self:            true,
 		"./" + base:     true, // from the directory of the start
@@ -40,7 +40,8 @@ func TestMadeUpNameDoesNotLeadHere(t *testing.T) {
 		dir:             false,
 		self + "/below": false,
 	} {
-		if got := leadsHere(name, dir); got != want {
+		b := &birth{args: []string{name}, dir: dir, env: []string{path}}
+		if got := b.leadsHere(); got != want {
 			t.Errorf("%q: %v, want %v", name, got, want)
 		}
 	}

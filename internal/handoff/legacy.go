@@ -22,9 +22,12 @@ func (p parent) original() bool {
 // word for being ready is a SIGTERM.
 func (s *Successor) IsOriginal() bool {
 	if !s.HasEnded() {
-		return runs(s.Pid) == Original
+		if program := runs(s.Pid); program != Unknown {
+			return program == Original
+		}
 	}
-	path, err := startPath() // what it ran
+	// It has ended, though that may not be known yet, or its file is closed to us.
+	path, err := startPath()
 	return err == nil && startProgram(path) == Original
 }
 

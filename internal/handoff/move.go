@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
 )
 
 // Both ends of a batch of connections. The predecessor sends it with one end of a new
@@ -49,6 +51,9 @@ func (s *Successor) Move(listener syscall.Conn, conns []syscall.Conn, waiting []
 func (s *Successor) MoveOwn(conns []syscall.Conn, states [][]byte, timeout time.Duration) error {
 	if !s.movesOwn.Load() {
 		return errors.New("the successor takes no connections of the program's own")
+	}
+	if err := withFDs(conns, areOfNet); err != nil {
+		return err
 	}
 	return s.offer(kindMove, moveBody{states}, conns, timeout)
 }
@@ -145,7 +150,7 @@ func (p *Predecessor) takeConns(m *message) {
 	}
 	p.taking.Lock()
 	defer p.taking.Unlock()
-	take, onMove, refusal := p.receivers[b.Listener], p.onMove, ""
+	take, onMove, list, refusal := p.receivers[b.Listener], p.onMove, p.moved, ""
 	switch {
 	case own && onMove == nil:
 		refusal = "the successor has no OnMove"
@@ -155,7 +160,12 @@ func (p *Predecessor) takeConns(m *message) {
 	conns := m.take(refusal)
 	if own {
 		for i, f := range conns {
-			go p.moved(f, b.States[i], onMove)
+			coming := new(accept.Entry)
+			list.Add(coming) // a drain that has refused more waits for what is here
+			go func() {
+				defer list.Remove(coming)
+				p.arrive(f, b.States[i], onMove)
+			}()
 		}
 	} else if conns != nil {
 		if len(b.Waiting) != len(conns) {
@@ -165,9 +175,10 @@ func (p *Predecessor) takeConns(m *message) {
 	}
 }
 
-// moved makes a connection of a file that is ours now.
-func (p *Predecessor) moved(f *os.File, state []byte, take func(net.Conn, []byte)) {
+// arrive makes a connection of a file that is ours now.
+func (p *Predecessor) arrive(f *os.File, state []byte, take func(net.Conn, []byte)) {
 	defer f.Close()
+	restore := accept.KeepOptions(f)
 	c, err := net.FileConn(f)
 	for wait := 5 * time.Millisecond; isTemporary(err); wait = min(2*wait, time.Second) {
 		p.g.Logf("grace: connection from the predecessor: %v; trying again until it works", err)
@@ -175,6 +186,7 @@ func (p *Predecessor) moved(f *os.File, state []byte, take func(net.Conn, []byte
 		c, err = net.FileConn(f)
 	}
 	if err == nil {
+		restore()
 		take(c, state)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/internal/accept"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -371,7 +372,7 @@ func TestConnectionsOfTheProgramsOwnMoveWithWhatItSays(t *testing.T) {
 	l := listenTCP(t)
 	s, g := newGenerations(t)
 	arrived := make(chan received, MaxMove)
-	g.Predecessor.OnMove(func(c net.Conn, state []byte) { arrived <- received{c, string(state)} })
+	g.Predecessor.OnMove(func(c net.Conn, state []byte) { arrived <- received{c, string(state)} }, accept.New(nil))
 	large := strings.Repeat("x", MaxState)
 	for _, states := range [][]string{{"alice", "", "bob"}, {large}, make([]string, MaxMove)} {
 		clients := map[string]*net.TCPConn{}
@@ -419,13 +420,24 @@ func TestConnectionsOfTheProgramsOwnStayIfNobodyTakesThem(t *testing.T) {
 	if err := move(s); err == nil || !strings.Contains(err.Error(), "no OnMove") {
 		t.Errorf("error %v, want one that names OnMove", err)
 	}
-	g.Predecessor.OnMove(func(net.Conn, []byte) { t.Error("taken all the same") })
+	g.Predecessor.OnMove(func(net.Conn, []byte) { t.Error("taken all the same") }, nil)
 	if !g.Predecessor.HasOnMove() {
 		t.Error("somebody takes them, and HasOnMove is false")
 	}
-	g.Predecessor.OnMove(nil)
+	g.Predecessor.OnMove(nil, nil)
 	if err := move(s); err == nil || g.Predecessor.HasOnMove() {
 		t.Errorf("error %v from one that takes no more", err)
+	}
+
+	pipe, w, err := os.Pipe() // of which net.FileConn makes nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer w.Close()
+	g.Predecessor.OnMove(func(net.Conn, []byte) {}, accept.New(nil))
+	if err := s.MoveOwn([]syscall.Conn{pipe}, [][]byte{nil}, patience); !errors.Is(err, syscall.ENOTSOCK) {
+		t.Errorf("error %v, want %v", err, syscall.ENOTSOCK)
 	}
 
 	earlier, peer := play(t) // does not know the message
@@ -458,6 +470,37 @@ func TestConnectionsOfTheProgramsOwnStayIfNobodyTakesThem(t *testing.T) {
 		t.Errorf("answer %v to nonsense", err)
 	}
 	checkAlive(t, client, server)
+}
+
+// What a program's own connections wait for at a stop, such as a descriptor, is no reason
+// to forget them.
+func TestConnectionsOfTheProgramsOwnAreListedBeforeTheyCome(t *testing.T) {
+	needMove(t)
+	checkLeaks(t)
+	client, server := tcpPair(t, listenTCP(t))
+	s, g := newGenerations(t)
+	list, letCome, done := accept.New(nil), make(chan struct{}), make(chan struct{})
+	g.Predecessor.OnMove(func(c net.Conn, _ []byte) {
+		<-letCome
+		c.Close()
+	}, list)
+	if err := s.MoveOwn([]syscall.Conn{server}, [][]byte{nil}, patience); err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	g.Predecessor.OnMove(nil, nil) // as a stop does
+	if n := list.Count().Open; n != 1 {
+		t.Errorf("%d connections are listed, want the one that was taken", n)
+	}
+	go func() {
+		defer close(done)
+		list.Wait(t.Context())
+	}()
+	close(letCome)
+	await(t, "the end of all that has come", done)
+	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection that was taken brings %v, want its end", err)
+	}
 }
 
 func TestMoveIsRefusedWhereItIsNotSafe(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/facebookgo/grace/internal/accept"
 )
 
 // stateTimeout bounds the wait for a predecessor's words about the sockets. It
@@ -39,6 +41,7 @@ type Predecessor struct {
 	taking    sync.Mutex // held while a batch is taken; guards what follows
 	receivers map[int]func([]*os.File, []Waiting)
 	onMove    func(net.Conn, []byte)
+	moved     *accept.Listener // where those are listed that onMove does not have yet
 }
 
 // newPredecessor returns the one at the other end of a control socket.
@@ -250,10 +253,11 @@ func (p *Predecessor) receiver(index int, take func([]*os.File, []Waiting)) {
 }
 
 // OnMove lets take have the connections that the predecessor's program moves. They are
-// take's to close.
-func (p *Predecessor) OnMove(take func(net.Conn, []byte)) {
+// take's to close, and listed until it returns. A nil take refuses them: once OnMove has
+// returned, all that will come are listed.
+func (p *Predecessor) OnMove(take func(net.Conn, []byte), list *accept.Listener) {
 	p.taking.Lock()
-	p.onMove = take
+	p.onMove, p.moved = take, list
 	p.taking.Unlock()
 }
 

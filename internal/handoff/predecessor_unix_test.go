@@ -384,7 +384,7 @@ func TestNobodyIsToldWithoutAPredecessor(t *testing.T) {
 	p.Waiting()
 	p.StepDown(false)
 	p.ServeAgain()
-	p.OnMove(func(net.Conn, []byte) {})
+	p.OnMove(func(net.Conn, []byte) {}, nil)
 	p.Flush(patience)
 	if isClosed(p.Stop()) || len(p.Statuses()) > 0 {
 		t.Error("nobody has something to say")

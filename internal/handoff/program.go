@@ -57,7 +57,7 @@ func programOf(path string) Program {
 func startPath() (string, error) {
 	path, err := born.file, error(nil)
 	if path == "" {
-		path, err = lookUp(born.args[0])
+		path, err = born.lookUp()
 	}
 	if err != nil {
 		return "", fmt.Errorf("starting %s: %w", born.args[0], err)
@@ -76,7 +76,7 @@ func startProgram(path string) Program {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(born.dir, path)
 	}
-	if self, err := os.Executable(); err == nil && sameFile(path, self) {
+	if sameFile(path, "/proc/self/exe") { // which stays the same when the file was replaced
 		return Ours
 	}
 	return programOf(path)

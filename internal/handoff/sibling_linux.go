@@ -31,7 +31,7 @@ func (g *Generation) hasSiblings() bool {
 	ppid := os.Getppid()
 	switch m := g.Manager; {
 	case m.supervisor != nil:
-		if peerPid(m.supervisor) != ppid {
+		if !madeBy(ppid, m.supervisor) {
 			return false
 		}
 	case m.socket == "" || !isSystemd(ppid):

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 )
@@ -109,5 +110,40 @@ func TestOnlyLinesOfGenerationsAskForAStatus(t *testing.T) {
 	}
 	if !IsOwn("GRACE_STARTED=1") || !IsOwn("GRACE_ANY=1") || IsOwn("READY=1") {
 		t.Error("lines for the service manager and the supervisor are mixed up")
+	}
+}
+
+// A zombie's file cannot be read any more, and that it has ended may not be known yet.
+func TestOriginalThatHasJustEndedIsKnownByItsFile(t *testing.T) {
+	program, err := exec.LookPath("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, played := born, *born
+	played.file = filepath.Join(t.TempDir(), "true")
+	syscall.ForkLock.RLock() // no child may have it open for writing
+	err = os.WriteFile(played.file, append(text, "facebookgo/grace.Wait"...), 0o700)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	born = &played
+	defer func() { born = was }()
+	cmd := exec.Command(played.file)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	if err := awaitEnd(cmd.Process.Pid); err != nil {
+		t.Skip(err)
+	}
+	s := newSuccessor(newGeneration(), nil)
+	s.Pid = cmd.Process.Pid
+	if !s.IsOriginal() {
+		t.Error("its SIGTERM is not taken for its word")
 	}
 }

@@ -412,9 +412,14 @@ func (s *Successor) Stop() {
 }
 
 // Status tells the successor how our drain goes; main, that it is the service
-// manager's main process now.
+// manager's main process now. Of those that are only text, the latest is sent: a successor
+// that does not read for long still hears what comes after them.
 func (s *Successor) Status(text string, main bool) {
-	s.control.post(kindStatus, Status{text, main})
+	key := "status"
+	if main {
+		key = ""
+	}
+	s.control.posts.add(key, func() { s.control.sendLater(kindStatus, Status{text, main}) })
 }
 
 // Drained tells the successor that our drain is over: nothing more will be moved.

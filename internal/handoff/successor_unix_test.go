@@ -350,7 +350,7 @@ func TestStopIsPassedOnToASuccessorThatRunsWait(t *testing.T) {
 }
 
 func TestSuccessorThatDoesNotReadHoldsUpNobody(t *testing.T) {
-	s, _ := play(t)
+	s, peer := play(t)
 	within(t, "telling it much", func() {
 		for range 100_000 {
 			s.Status("1,234 left", false)
@@ -358,7 +358,15 @@ func TestSuccessorThatDoesNotReadHoldsUpNobody(t *testing.T) {
 		s.GiveUp()
 		s.Flush(10 * time.Millisecond)
 	})
-	s.control.shutdown()
+	within(t, "what it hears in the end", func() {
+		for m := new(message); m.kind != kindGiveUp; {
+			var err error
+			if m, err = peer.receive(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
 }
 
 func TestSuccessorsWordsAreSkippedIfUnknown(t *testing.T) {

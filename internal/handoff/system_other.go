@@ -19,6 +19,7 @@ func isListening(int) bool                                        { return false
 func kindOf(int) Kind                                             { return File }
 func setNonblock(int)                                             {}
 func closeAll([]int)                                              {}
+func areOfNet([]int) error                                        { return nil }
 func identify(syscall.Conn) (socketID, error)                     { return socketID{}, errUnsupported }
 func socketPair(int) (*net.UnixConn, int, error)                  { return nil, 0, errUnsupported }
 func rightsOf([]int) []byte                                       { return nil }

@@ -49,6 +49,17 @@ func kindOf(fd int) Kind {
 	return File
 }
 
+// areOfNet returns why package net could make no connection of a descriptor, such as of a
+// pipe, or a network that it does not know.
+func areOfNet(fds []int) error {
+	for _, fd := range fds {
+		if _, err := syscall.Getsockname(fd); err != nil {
+			return os.NewSyscallError("getsockname", err)
+		}
+	}
+	return nil
+}
+
 func setNonblock(fd int) { syscall.SetNonblock(fd, true) }
 
 func closeAll(fds []int) {

@@ -14,6 +14,7 @@ func main() {
 	kit.Lifeline()
 	kit.Event("start")
 	f := kit.Parse()
+	closeToOthers()
 	supervise()
 	enterSandbox()
 	f.BeforeReady()

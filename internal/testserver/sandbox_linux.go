@@ -11,7 +11,18 @@ import (
 var (
 	sandbox    = flag.Bool("sandbox", false, "Refuse waitid, pidfds and CLONE_PARENT to this process.")
 	unkillable = flag.Bool("unkillable", false, "Refuse to kill any process.")
+	closed     = flag.Bool("closed", false, "Close /proc/PID/exe to others, as when the user changes, or a file has capabilities.")
 )
+
+// closeToOthers is PR_SET_DUMPABLE of prctl(2).
+func closeToOthers() {
+	const setDumpable = 4
+	if *closed {
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, setDumpable, 0, 0); errno != 0 {
+			log.Fatal("prctl: ", errno)
+		}
+	}
+}
 
 // enterSandbox installs a filter, see seccomp(2), for all threads, as a container's or
 // systemd's SystemCallFilter= may be.

@@ -2,4 +2,5 @@
 
 package main
 
-func enterSandbox() {}
+func enterSandbox()  {}
+func closeToOthers() {}

@@ -132,8 +132,10 @@ func stream(f *kit.Flags, p process) error {
 	} else {
 		serve(listeners)
 	}
-	if err := p.CloseParent(); err != nil {
-		return err
+	if !f.Faulty("no-parent") {
+		if err := p.CloseParent(); err != nil {
+			return err
+		}
 	}
 	if gp, ok := p.(*grace.Process); ok && f.Faulty("restart-first") {
 		// What it starts before Wait hangs.

@@ -147,6 +147,7 @@ type Command struct {
 	Env        []string // added to the environment
 	Dir        string
 	ExtraFiles []*os.File // from descriptor 3 on
+	Stderr     *os.File   // read by somebody else, if not nil
 	User       uint32     // whose process it is; ours if 0
 
 	namespace bool // see StartAsPID1
@@ -178,6 +179,9 @@ func (c Command) Start(tb testing.TB) *Server {
 		cmd.Args[0] = c.Argv0
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stdout
+	if c.Stderr != nil {
+		cmd.Stderr = c.Stderr
+	}
 	cmd.Dir = c.Dir
 	cmd.Env = append(environ(c.Dir), c.Env...)
 	cmd.ExtraFiles = c.ExtraFiles

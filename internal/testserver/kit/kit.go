@@ -87,6 +87,7 @@ func (f *Flags) tamper() {
 		return
 	}
 	os.Unsetenv("SECRET")
+	os.Unsetenv("PATH")
 	os.Setenv("LATER", "1")
 }
 
