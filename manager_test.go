@@ -425,6 +425,7 @@ func TestManagerHearsOfEachStepFromWhomItTrusts(t *testing.T) {
 
 func TestMainProcessIsNamedByTheOneThatIsTrustedWhileItRuns(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	m := newManager(t)
 	s := m.start(httpArgs()...)
 	for n := 1; n <= 4; n++ {
@@ -807,6 +808,7 @@ func (m *manager) checkPatience(begin, end time.Time) {
 
 func TestWatchdogMovesToTheSuccessor(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	const interval = 2 * time.Second
 	m := newManager(t)
 	s := m.startWith([]string{fmt.Sprintf("WATCHDOG_USEC=%d", interval.Microseconds())}, httpArgs()...)
@@ -1064,6 +1066,7 @@ func TestStopAsksForTimeAfterTheSuccessorsEnd(t *testing.T) {
 // The service manager's own patience ends with a successor that does not end.
 func TestStopAsksForTimeNoLongerThanItMayTake(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	m := newManager(t)
 	s := m.start(httpArgs("-standby", "1m", "-term-timeout", "1s")...)
 	a := s.Ready(1)
@@ -1253,6 +1256,7 @@ func TestPIDFileOfAnotherIsNotRemoved(t *testing.T) {
 
 func TestPIDFileOfAnotherStaysSoOverARestart(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for _, managed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("managed %v", managed), func(t *testing.T) {
 			t.Parallel()

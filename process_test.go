@@ -987,7 +987,7 @@ func TestMovedSymlinkIsFollowed(t *testing.T) {
 // go run waits for the first generation, and may then remove the program.
 func TestGoRun(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
+	driver.OnlyAll(t)
 	goTool, err := exec.LookPath("go")
 	if err != nil {
 		t.Skip("no go command here")

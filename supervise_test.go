@@ -97,6 +97,7 @@ func TestSupervisorIsTheParentOfAllGenerations(t *testing.T) {
 
 func TestSuperviseReturnsInASuccessorThatIsNotSupervised(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	script := filepath.Join(t.TempDir(), "server")
 	content := fmt.Sprintf("#!/bin/sh\nexec %s -supervise \"$@\"\n", driver.Binary(t))
 	if err := os.WriteFile(script, []byte(content), 0o755); err != nil {
@@ -117,6 +118,7 @@ func TestSuperviseReturnsInASuccessorThatIsNotSupervised(t *testing.T) {
 
 func TestSignalsReachAGenerationOnce(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t, "-report-signals")
 	got := func(p *driver.Process, sig syscall.Signal) string {
 		return fmt.Sprintf("^got pid=%d signal=%s$", p.Pid, strings.ReplaceAll(sig.String(), " ", "-"))
@@ -158,6 +160,7 @@ func TestSignalsReachAGenerationOnce(t *testing.T) {
 // successor itself, which serves already.
 func TestSignalsReachTheLatestOfThreeGenerations(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	m := newManager(t)
 	s := m.start(httpArgs("-supervise", "-report-signals")...)
 	supervisor, first := s.First(), s.Ready(1)
@@ -188,6 +191,7 @@ func TestSignalsReachTheLatestOfThreeGenerations(t *testing.T) {
 // A restart signal would end a process that does not look after it yet.
 func TestRestartSignalWaitsForTheFirstGeneration(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	faults := driver.NewFaults(t)
 	faults.Set(t, "slow")
 	s := driver.Start(t, httpArgs("-supervise", "-faults", string(faults))...)
@@ -323,6 +327,7 @@ func slow(t *testing.T, s *driver.Server, addr string) {
 
 func TestSecondStopEndsADrainingPredecessorToo(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t)
 	slow(t, s, first.Addrs[0])
 	supervisor.Signal(syscall.SIGUSR2)
@@ -343,6 +348,7 @@ func TestSecondStopEndsADrainingPredecessorToo(t *testing.T) {
 // and to each generation.
 func TestStopSentToAllProcessesIsOneStop(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t)
 	one := hold(t, first.Addrs[0])
 	supervisor.Signal(syscall.SIGUSR2)
@@ -360,6 +366,7 @@ func TestStopSentToAllProcessesIsOneStop(t *testing.T) {
 
 func TestStopReachesTheSuccessorOfAPredecessorOnStandby(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t, "-standby", "1h")
 	supervisor.Signal(syscall.SIGUSR2)
 	s.Ready(2)
@@ -371,6 +378,7 @@ func TestStopReachesTheSuccessorOfAPredecessorOnStandby(t *testing.T) {
 
 func TestStopWhileASupervisedSuccessorStartsEndsAll(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	faults := driver.NewFaults(t)
 	s, supervisor, _ := supervised(t, "-faults", string(faults))
 	faults.Set(t, "hang")
@@ -383,6 +391,7 @@ func TestStopWhileASupervisedSuccessorStartsEndsAll(t *testing.T) {
 
 func TestSupervisorFollowsARollback(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	faults := driver.NewFaults(t)
 	s, supervisor, first := supervised(t, "-faults", string(faults))
 	slow(t, s, first.Addrs[0])
@@ -427,6 +436,7 @@ func TestSupervisorFollowsARollbackThatIsFasterThanItself(t *testing.T) {
 
 func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	faults := driver.NewFaults(t)
 	s, supervisor, first := supervised(t, "-faults", string(faults))
 	faults.Set(t, "slow")
@@ -449,6 +459,7 @@ func TestSupervisorFollowsASuccessorWhosePredecessorWasKilled(t *testing.T) {
 
 func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	driver.Each(t, driver.Some([]string{"grace", "bare", "ownloop", "netloop"}, 4), func(t *testing.T, mode string) {
 		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
 		supervisor, current := s.First(), s.Ready(1)
@@ -467,6 +478,7 @@ func TestSupervisorFollowsProgramsWithTheirOwnLoop(t *testing.T) {
 
 func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for name, replace := range map[string]func(t *testing.T, path, program string){
 		"by a link": func(t *testing.T, path, program string) { driver.Link(path).Move(t, program) },
 		"in place":  func(t *testing.T, path, program string) { copyProgram(t, path, program) },
@@ -502,6 +514,7 @@ func TestSupervisorFollowsASuccessorOfTheOldLibrary(t *testing.T) {
 
 func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t)
 	one := sleeper(t, s, first.Addrs[0], 4*time.Second) // longer than a restart
 	supervisor.Signal(syscall.SIGUSR2)
@@ -523,6 +536,7 @@ func TestGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 // One that takes over again, since the successor has not heard of it, does so for nobody.
 func TestGenerationThatServesAgainStopsIfItsSupervisorWasKilled(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t)
 	busy := sleeper(t, s, first.Addrs[0], 2*time.Second)
 	supervisor.Signal(syscall.SIGUSR2)
@@ -542,6 +556,7 @@ func TestGenerationThatServesAgainStopsIfItsSupervisorWasKilled(t *testing.T) {
 
 func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for name, restarted := range driver.SomeOf(map[string]bool{"first": false, "successor": true}, 3) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -566,6 +581,7 @@ func TestStartingGenerationsStopWhenTheirSupervisorIsKilled(t *testing.T) {
 
 func TestProgramsWithTheirOwnLoopGetSIGTERMWhenTheirSupervisorIsKilled(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	driver.Each(t, driver.Some([]string{"ownloop", "netloop"}, 3), func(t *testing.T, mode string) {
 		s := driver.Start(t, tcp("-supervise", "-mode", mode)...)
 		first := s.Ready(1)
@@ -610,6 +626,7 @@ func TestSupervisorReapsOrphansOfTheApplication(t *testing.T) {
 // to have a stranger signalled.
 func TestSupervisorFollowsOnlyGenerationsOfItsOwn(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	stranger := exec.Command("sleep", "1000")
 	stranger.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := stranger.Start(); err != nil {
@@ -695,6 +712,7 @@ func TestStatesReachTheManagerFromTheSupervisor(t *testing.T) {
 
 func TestSocketsOfTheManagerReachTheGenerations(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	activate, err := exec.LookPath("systemd-socket-activate")
 	if err != nil {
 		t.Skip("no systemd-socket-activate here")
@@ -742,6 +760,7 @@ func TestSocketsOfTheManagerReachTheGenerations(t *testing.T) {
 
 func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	// The program's file is gone before it can be started again.
 	path := filepath.Join(t.TempDir(), "server")
 	copyProgram(t, path, driver.Binary(t))
@@ -759,6 +778,7 @@ func TestSupervisorSaysWhyThereIsNoFirstGeneration(t *testing.T) {
 }
 
 func TestSupervisorCostsNothingWhileGenerationsServe(t *testing.T) {
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t)
 	load := driver.StartPacedLoad(t, first.Addrs[0], "/pid", time.Millisecond)
 	supervisor.Signal(syscall.SIGUSR2)
@@ -789,6 +809,7 @@ func TestSupervisorCostsNothingWhileGenerationsServe(t *testing.T) {
 
 func TestSupervisorUnderNohupOutlivesTheHangup(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s := driver.Command{Path: "nohup", Args: append([]string{driver.Binary(t)}, httpArgs("-supervise")...)}.Start(t)
 	supervisor, first := s.First(), s.Ready(1)
 	supervisor.Signal(syscall.SIGHUP)
@@ -825,6 +846,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 
 func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s := driver.Command{Args: httpArgs("-supervise")}.StartAsPID1(t)
 	s.Ready(1).Signal(syscall.SIGKILL)
 	s.First().WaitExit(128 + 9)
@@ -833,6 +855,7 @@ func TestSupervisorAsPID1ExitsAsTheLastGeneration(t *testing.T) {
 
 func TestSupervisorUnderTini(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	tini, err := exec.LookPath("tini")
 	if err != nil {
 		t.Skip("no tini here")
@@ -872,6 +895,7 @@ func childrenOf(t *testing.T, pid int) (children []int) {
 // same job over restarts.
 func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)
 	term.Type(fmt.Sprintf("%s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output))
@@ -925,6 +949,7 @@ func TestSupervisorIsAShellsForegroundJob(t *testing.T) {
 
 func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for _, suspended := range driver.Some([]bool{false, true}, 3) {
 		t.Run(fmt.Sprintf("suspended=%v", suspended), func(t *testing.T) {
 			t.Parallel()
@@ -951,6 +976,7 @@ func TestClosedTerminalEndsAllGenerations(t *testing.T) {
 // Ctrl-Z stops.
 func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, output := driver.Follow(t)
 	command := fmt.Sprintf("exec %s %s >%s 2>&1", driver.Binary(t), strings.Join(httpArgs("-supervise"), " "), output)
 	term := driver.StartTerminal(t, "sh", "-c", command)
@@ -972,6 +998,7 @@ func TestCtrlZWithoutAShellStopsNothing(t *testing.T) {
 // The terminal stops what writes to it or reads from it in the background.
 func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	dir, err := os.MkdirTemp("", "tostop") // a short path
 	if err != nil {
 		t.Fatal(err)
@@ -1018,6 +1045,7 @@ func TestGenerationsAreNotStoppedByTheirTerminal(t *testing.T) {
 // The ways of those who know the process by its file: monit, or a script.
 func TestRestartByPIDFile(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for _, supervise := range driver.Some([]bool{false, true}, 3) {
 		t.Run(fmt.Sprintf("supervised=%v", supervise), func(t *testing.T) {
 			t.Parallel()
@@ -1077,6 +1105,7 @@ func readPIDFile(path string) (int, error) {
 
 func TestPIDFileNamesWhoServesAfterARollback(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	faults, file := driver.NewFaults(t), filepath.Join(t.TempDir(), "server.pid")
 	s := driver.Start(t, httpArgs("-pidfile", file, "-faults", string(faults))...)
 	first := s.Ready(1)
@@ -1092,6 +1121,7 @@ func TestPIDFileNamesWhoServesAfterARollback(t *testing.T) {
 
 func TestPIDFileIsGoneAfterASecondStop(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	file := filepath.Join(t.TempDir(), "server.pid")
 	s := driver.Start(t, httpArgs("-pidfile", file)...)
 	first := s.Ready(1)
@@ -1107,6 +1137,7 @@ func TestPIDFileIsGoneAfterASecondStop(t *testing.T) {
 
 func TestPIDFileOfAKilledProcessIsReplaced(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	file := filepath.Join(t.TempDir(), "server.pid")
 	if err := os.WriteFile(file, []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -1123,6 +1154,7 @@ func TestPIDFileOfAKilledProcessIsReplaced(t *testing.T) {
 // with the first generation, and the server goes on.
 func TestServerOutlivesTheShellsJob(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	file := filepath.Join(t.TempDir(), "server.pid")
 	term := driver.StartTerminal(t)
 	s, output := driver.Follow(t)
@@ -1151,6 +1183,7 @@ func TestServerOutlivesTheShellsJob(t *testing.T) {
 // What is meant for all processes may come twice.
 func TestTwoSignalsAtOnceEndStandby(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s, supervisor, first := supervised(t, "-standby", "1h")
 	supervisor.Signal(syscall.SIGUSR2)
 	s.Ready(2)
@@ -1166,6 +1199,7 @@ func TestTwoSignalsAtOnceEndStandby(t *testing.T) {
 // socket speaks over it.
 func TestRestartsWhereProgramFilesAreClosedToOthers(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	for _, supervised := range []bool{false, true} {
 		t.Run(fmt.Sprintf("supervised %v", supervised), func(t *testing.T) {
 			t.Parallel()

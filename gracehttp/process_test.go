@@ -745,6 +745,7 @@ func TestConnectionsArePassedOn(t *testing.T) {
 // holds is finished there.
 func TestConnectionsAreNotPassedToNobody(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	link := driver.NewLink(t, driver.Binary(t))
 	s := startSite(t, "tcp", string(link), "-idle-grace", "10s")
 	busy := s.connect()
@@ -821,6 +822,7 @@ func TestParkedConnectionsSurviveAFailedRestart(t *testing.T) {
 
 func TestManyIdleConnectionsMove(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	s := startSite(t, "tcp", "")
 	var clients []*client
 	for range 600 { // more than two batches
