@@ -527,6 +527,17 @@ func (c *conn) Close() error {
 	return err
 }
 
+// cut closes the connection without waiting for anything. net/http takes it off the list.
+func (c *conn) cut() {
+	c.mu.Lock()
+	shared := c.shared
+	c.mu.Unlock()
+	if shared {
+		shutdown(c.raw) // or the client would not notice
+	}
+	c.raw.Close()
+}
+
 // inExchange reports whether closing the connection now could reset it before the client
 // has its last answer: it has sent more, or may do so while that is on its way.
 func (c *conn) inExchange() bool {

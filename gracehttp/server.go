@@ -239,16 +239,17 @@ func (s *server) Close() error {
 	return s.listener.Close()
 }
 
-// cut closes the server and all that is still open.
+// cut closes the server and all that is still open, at once: net/http would close one
+// connection after the other, and wait for the client of each.
 func (s *server) cut() {
 	s.Close()
+	for _, e := range s.listener.Entries() {
+		e.Conn.(*conn).cut()
+	}
 	s.mu.Lock()
 	srv := s.http
 	s.mu.Unlock()
 	srv.Close()
-	for _, e := range s.listener.Entries() {
-		e.Conn.(*conn).raw.Close()
-	}
 }
 
 // An httpListener is what the http.Server has for a listener. Closing it ends
