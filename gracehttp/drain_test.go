@@ -1441,6 +1441,9 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 					ends(t, drained)
 				}
 				cancel()
+				if !shut {
+					within(t, drained, "the drain's end")
+				}
 				select {
 				case err := <-g.served:
 					t.Fatalf("Serve has returned %v", err)
