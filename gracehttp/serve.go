@@ -343,12 +343,8 @@ func (a *app) open(srv *http.Server) (l net.Listener, name string, err error) {
 	if isTLS(srv) && !hasCertificate(srv.TLSConfig) { // ServeTLS would fail, when no predecessor serves any more
 		return nil, "", fmt.Errorf("server %s: its TLSConfig has no certificate", addr)
 	}
-	switch {
-	case l != nil:
-	case network == "unix" && a.unixMode != nil:
-		l, err = openUnix(network, addr, *a.unixMode)
-	default:
-		l, err = a.net.Listen(network, addr)
+	if l == nil {
+		l, err = a.openSocket(network, addr)
 	}
 	return l, network + " " + addr, err
 }

@@ -461,12 +461,13 @@ func (s *server) listen() bool {
 		s.app.logf("%s: not served again: the program's listener was closed", addr)
 		return false
 	}
-	l, err := s.app.net.Listen(addr.Network(), addr.String())
+	l, err := s.app.openSocket(addr.Network(), addr.String())
 	if err != nil {
 		s.app.logf("%s: not served again: %v", addr, err)
 		return false
 	}
 	s.socket = l.(socket)
+	s.app.setMode(s)
 	s.listener.Replace(l)
 	s.unbound = false
 	return true
