@@ -1449,7 +1449,12 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 					t.Fatalf("Serve has returned %v", err)
 				default:
 				}
+				asked := make(chan net.Addr)
+				go func() { asked <- g.Addr() }() // as GET /status of another server does
 				g.Resume()
+				if addr := <-asked; addr.String() != g.addr {
+					t.Errorf("its address is %v, want %v", addr, g.addr)
+				}
 				again := connect(t, g)
 				again.ask()
 			})

@@ -38,7 +38,8 @@ type server struct {
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
 	listener *accept.Listener
-	socket                // another after Resume, if it was closed: nobody asks for it meanwhile
+	socket                // another after Resume, if it was closed: only the loop asks for it meanwhile
+	addr     net.Addr     // and this never changes
 	user     *http.Server // as Serve was given it
 
 	options         bool // OPTIONS * is answered here, not by the handler
@@ -77,6 +78,7 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 		s.socket = under(l)
 		s.listener = accept.NewWrapped(l, s.socket)
 	}
+	s.addr = s.socket.Addr()
 	s.listener.Pause() // until Resume
 	if srv.TLSNextProto != nil {
 		s.proto = maps.Clone(srv.TLSNextProto)
@@ -144,6 +146,9 @@ func hasShutdownHook(srv *http.Server) bool {
 	hooks := reflect.ValueOf(srv).Elem().FieldByName("onShutdown")
 	return hooks.IsValid() && hooks.Kind() == reflect.Slice && hooks.Len() > 0
 }
+
+// Addr is that of the socket.
+func (s *server) Addr() net.Addr { return s.addr }
 
 // Serve serves until Close, or fails.
 func (s *server) Serve(accepting func()) error {
@@ -456,14 +461,13 @@ func (s *server) closeSocket() {
 
 // listen opens the socket anew, and reports whether it could. The caller holds s.mu.
 func (s *server) listen() bool {
-	addr := s.Addr()
 	if !s.plain {
-		s.app.logf("%s: not served again: the program's listener was closed", addr)
+		s.app.logf("%s: not served again: the program's listener was closed", s.addr)
 		return false
 	}
-	l, err := s.app.openSocket(addr.Network(), addr.String())
+	l, err := s.app.openSocket(s.addr.Network(), s.addr.String())
 	if err != nil {
-		s.app.logf("%s: not served again: %v", addr, err)
+		s.app.logf("%s: not served again: %v", s.addr, err)
 		return false
 	}
 	s.socket = l.(socket)
