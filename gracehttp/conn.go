@@ -485,10 +485,10 @@ func (c *conn) endLimit() {
 	}
 }
 
-// become notes what the connection speaks from now on, if it was HTTP/1. The caller
-// holds c.mu.
+// become notes what the connection speaks from now on: of those kinds, none comes after a
+// later one. The caller holds c.mu.
 func (c *conn) become(k accept.Kind) {
-	if c.kind == accept.HTTP1 {
+	if c.kind < k {
 		c.kind = k
 		c.server.listener.SetKind(&c.entry, k)
 		c.expireHijacked()
