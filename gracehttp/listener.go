@@ -164,11 +164,11 @@ func accepted(nc net.Conn) net.Conn {
 	return nc
 }
 
-// tlsState returns the state of TLS that the program's listener speaks, or nil. net/http
-// asks only a *tls.Conn.
+// tlsState returns the state of TLS that the program's listener speaks, or nil: net/http asks
+// what it has for a connection itself.
 func (c *conn) tlsState() *tls.ConnectionState {
 	if w, ok := c.raw.(wrappedRaw); ok {
-		if t, ok := w.Conn.(*tls.Conn); ok {
+		if t, ok := w.Conn.(interface{ ConnectionState() tls.ConnectionState }); ok {
 			state := t.ConnectionState()
 			return &state
 		}

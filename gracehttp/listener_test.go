@@ -26,6 +26,20 @@ var wrappers = map[string]func(net.Listener) net.Listener{
 	"limit": func(l net.Listener) net.Listener { return kit.LimitListener(l, 4) },
 	"tls":   func(l net.Listener) net.Listener { return tls.NewListener(l, wrapperTLS()) },
 	"h2":    func(l net.Listener) net.Listener { return tls.NewListener(l, wrapperTLS()) },
+	"own":   func(l net.Listener) net.Listener { return ownListener{tls.NewListener(l, wrapperTLS())} },
+}
+
+// An ownListener's connections speak TLS, and are of a type of its own.
+type ownListener struct{ net.Listener }
+
+type ownConn struct{ *tls.Conn }
+
+func (l ownListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return ownConn{c.(*tls.Conn)}, nil
 }
 
 func wrapperTLS() *tls.Config {
@@ -56,7 +70,7 @@ func connectWrapped(t *testing.T, g *generation, kind string) *client {
 	switch kind {
 	case "proxy":
 		c.send(kit.ProxyLine)
-	case "tls":
+	case "tls", "own":
 		c = newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
 	}
 	return c
@@ -219,7 +233,7 @@ func TestWrapperThatCannotBePausedIsClosed(t *testing.T) {
 func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 	t.Parallel()
 	type key struct{}
-	driver.Each(t, []string{"proxy", "limit", "tls", "h2"}, func(t *testing.T, kind string) {
+	driver.Each(t, []string{"proxy", "limit", "tls", "h2", "own"}, func(t *testing.T, kind string) {
 		states := make(chan string, 100)
 		g := serveWrapped(t, kind, false, &http.Server{
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -230,7 +244,7 @@ func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 			},
 			ConnState: func(c net.Conn, state http.ConnState) { states <- fmt.Sprintf("%T", c) },
 		}, 0)
-		types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn"}
+		types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn", "own": "gracehttp.ownConn"}
 		want, proto := types[kind], "HTTP/1.1"
 		if want == "" {
 			want = "*tls.Conn"
@@ -250,7 +264,7 @@ func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 			c.send(get)
 			_, got = c.answer()
 		}
-		isTLS := kind == "tls" || kind == "h2"
+		isTLS := kind == "tls" || kind == "h2" || kind == "own"
 		if want := fmt.Sprintf("%s TLS %v %s", want, isTLS, proto); got != want {
 			t.Errorf("the handler sees %q, want %q", got, want)
 		}
