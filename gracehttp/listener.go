@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"os"
@@ -177,7 +176,7 @@ func (c *conn) tlsState() *tls.ConnectionState {
 }
 
 // passed has those connections that net/http knows as what the program's listener has
-// accepted: a *tls.Conn that speaks HTTP/2.
+// accepted: a *tls.Conn that speaks HTTP/2, or whose handshake has failed.
 var passed sync.Map // of *tls.Conn to *conn
 
 // closePassed takes one off the list that net/http has closed.
@@ -188,7 +187,8 @@ func closePassed(t *tls.Conn) {
 }
 
 // handshake lets a connection that speaks TLS be served, once that says which HTTP
-// it is: HTTP/2 needs the *tls.Conn, and nothing of ours between requests.
+// it is: HTTP/2 needs the *tls.Conn, and nothing of ours between requests. What is to be said
+// of a handshake that has failed, net/http says.
 func (s *server) handshake(t *tls.Conn, wrapped net.Conn, c *conn) {
 	ctx, cancel := context.Background(), func() {}
 	if timeout := handshakeTimeout(s.user); timeout > 0 {
@@ -196,23 +196,16 @@ func (s *server) handshake(t *tls.Conn, wrapped net.Conn, c *conn) {
 	}
 	err := t.HandshakeContext(ctx)
 	cancel()
-	if err != nil {
-		logf := log.Printf
-		if s.user.ErrorLog != nil {
-			logf = s.user.ErrorLog.Printf
-		}
-		logf("http: TLS handshake error from %s: %v", t.RemoteAddr(), err)
-		wrapped.Close()
-		return
-	}
-	if t.ConnectionState().NegotiatedProtocol != "h2" {
+	if err == nil && t.ConnectionState().NegotiatedProtocol != "h2" {
 		s.inject(wrapped)
 		return
 	}
 	c.mu.Lock()
 	c.state.Store(first)
-	c.become(accept.HTTP2)
-	t.SetReadDeadline(time.Time{}) // it may have been a drain's
+	if err == nil {
+		c.become(accept.HTTP2)
+		t.SetReadDeadline(time.Time{}) // it may have been a drain's
+	}
 	c.mu.Unlock()
 	passed.Store(t, c)
 	s.inject(t)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"log"
 	"net"
 	"net/http"
@@ -319,9 +318,10 @@ func TestHandshakeOfAWrapperThatFails(t *testing.T) {
 	g := serveWrapped(t, "tls", false, &http.Server{ErrorLog: log.New(lines, "", 0)}, 50*time.Millisecond)
 	c := dial(t, g)
 	c.send(get)
-	if b, err := io.ReadAll(c.answers); err == nil && strings.HasPrefix(string(b), "HTTP/1.1 200") {
-		t.Errorf("a request without TLS is answered with %q", b)
+	if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a request without TLS is answered with %v, %v; want what net/http says", resp, err)
 	}
+	within(t, g.closed, "its end")
 	dial(t, g) // says nothing
 	if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
 		t.Errorf("Drain: %v", err)
