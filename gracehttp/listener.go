@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -194,8 +196,18 @@ func (s *server) handshake(t *tls.Conn, wrapped net.Conn, c *conn) {
 	if timeout := handshakeTimeout(s.user); timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 	}
+	defer func() {
+		if r := recover(); r != nil { // a function of the program's, in the TLS config
+			logf := log.Printf
+			if s.user.ErrorLog != nil {
+				logf = s.user.ErrorLog.Printf
+			}
+			logf("http: panic serving %v: %v\n%s", t.RemoteAddr(), r, debug.Stack())
+			wrapped.Close()
+		}
+	}()
+	defer cancel()
 	err := t.HandshakeContext(ctx)
-	cancel()
 	if err == nil && t.ConnectionState().NegotiatedProtocol != "h2" {
 		s.inject(wrapped)
 		return

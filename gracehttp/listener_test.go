@@ -331,6 +331,29 @@ func TestHandshakeOfAWrapperThatFails(t *testing.T) {
 	}
 }
 
+// A function of the program's TLS config that panics ends the connection, not the process.
+func TestHandshakeOfAWrapperThatPanics(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { panic("no certificate") }}
+	lines := &lockedBuffer{}
+	g := newGenerationOn(t, tls.NewListener(l, config), &http.Server{ErrorLog: log.New(lines, "", 0)}, 0)
+	t.Cleanup(g.cut)
+	c := dial(t, g)
+	if err := tls.Client(c.Conn, clientTLS()).Handshake(); err == nil {
+		t.Error("the handshake is complete")
+	}
+	if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+	if !strings.Contains(lines.String(), "panic serving "+c.LocalAddr().String()+": no certificate\n") {
+		t.Errorf("logged %q, want what net/http says", lines)
+	}
+}
+
 // TLS of Serve's on top of a wrapper.
 func TestTLSOnAWrapper(t *testing.T) {
 	t.Parallel()
