@@ -205,7 +205,8 @@ type app struct {
 // While it serves, Handler, ConnState and ConnContext of a server are Serve's own, and
 // call what was there before. So are the session ticket functions of a TLSConfig that
 // does not manage tickets by itself. The http.ResponseWriter of HTTP/1 is Serve's own,
-// too, with all methods of net/http's.
+// too, with all methods of net/http's; only http.MaxBytesReader cannot let it close the
+// connection.
 func Serve(servers ...*http.Server) error {
 	return ServeWithOptions(servers)
 }
