@@ -173,6 +173,53 @@ func TestLimitThatIsReachedHoldsUpNoDrain(t *testing.T) {
 	}
 }
 
+// Nor does it hold up that this process serves again, which begins with the next place.
+func TestLimitThatIsReachedHoldsUpNoRollback(t *testing.T) {
+	t.Parallel()
+	shutdown := make(chan bool, 1)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			echo(w, r)
+			return
+		}
+		named("server").ServeHTTP(w, r)
+	})}
+	srv.RegisterOnShutdown(func() { shutdown <- true })
+	g := serveWrapped(t, "limit", false, srv, 0)
+	var clients []*client
+	for range 4 {
+		c := dial(t, g)
+		c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("answer: %v, %v", resp, err)
+		}
+		clients = append(clients, c)
+	}
+	drained, cancel := g.begin(t, handOver)
+	within(t, shutdown, "net/http's Shutdown")
+	cancel()
+	within(t, drained, "the drain's end")
+	resumed := make(chan bool, 1)
+	go func() { resumed <- g.Resume() }()
+	if !within(t, resumed, "Resume") {
+		t.Fatal("it does not accept again")
+	}
+	for _, c := range clients[:2] {
+		c.Close()
+		c := dial(t, g)
+		for range 2 {
+			if resp := c.ask(); resp.Close {
+				t.Error("an answer says Connection: close")
+			}
+		}
+	}
+	select {
+	case err := <-g.served:
+		t.Errorf("Serve has returned %v", err)
+	default:
+	}
+}
+
 // What waits in the kernel at a stop is served, through the wrapper.
 func TestStopAnswersTheBacklogOfAWrapper(t *testing.T) {
 	t.Parallel()

@@ -48,14 +48,14 @@ type server struct {
 	hooks atomic.Int64 // calls of userShutdown that are ours, and still to come
 	kept  atomic.Bool  // the program has tried to close idle connections during a drain
 
-	accepting func()         // called when the http.Server first accepts
-	serving   sync.WaitGroup // until the http.Server does not accept
-	end       chan error     // what Serve returns
+	accepting func()     // called when the http.Server first accepts
+	end       chan error // what Serve returns
 
-	mu      sync.Mutex   // guards what follows
-	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
-	shut    bool         // we have called its Shutdown
-	unbound bool         // we have closed the socket, since the successor does not want it
+	mu      sync.Mutex    // guards what follows
+	http    *http.Server  // the one that serves: the user's, or its copy after a failed handoff
+	accepts *httpListener // its listener, or nil while there is none
+	shut    bool          // we have called its Shutdown
+	unbound bool          // we have closed the socket, since the successor does not want it
 	closed  bool
 	ended   accept.Count // what became of connections since the drain began
 	moved   *movedListener
@@ -160,15 +160,15 @@ func (s *server) Serve(accepting func()) error {
 // serve lets the http.Server serve, until that is shut down or the socket is closed.
 func (s *server) serve() {
 	s.mu.Lock()
-	srv := s.http
-	s.mu.Unlock()
-	s.serving.Add(1)
+	defer s.mu.Unlock()
+	l := &httpListener{server: s, srv: s.http, closed: make(chan struct{})}
+	s.accepts = l
 	go func() {
-		defer s.serving.Done()
-		err := s.serveOn(srv, &httpListener{s})
+		err := s.serveOn(l.srv, l)
+		l.Close() // if it has failed before it began
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.shut && !s.unbound {
+		if s.accepts == l && !s.shut && !s.unbound {
 			s.finish(err)
 		}
 	}()
@@ -257,12 +257,37 @@ func (s *server) cut() {
 	srv.Close()
 }
 
-// An httpListener is what the http.Server has for a listener. Closing it ends
+// An httpListener is what an http.Server has for a listener. Closing it ends
 // its Accept, but the socket stays open: it may be needed again.
-type httpListener struct{ *server }
+type httpListener struct {
+	*server
+	srv    *http.Server
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Accept returns what is accepted. A wrapper may do that late, when this http.Server was
+// shut down, and its copy serves.
+func (l *httpListener) Accept() (net.Conn, error) {
+	c, err := l.server.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	replaced := l.http != l.srv
+	l.mu.Unlock()
+	if replaced {
+		l.inject(c)
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
 
 func (l *httpListener) Close() error {
-	l.listener.End()
+	l.once.Do(func() {
+		l.listener.End()
+		close(l.closed)
+	})
 	return nil
 }
 
@@ -419,10 +444,10 @@ func (s *server) Resume() bool {
 		}
 	}
 	s.mu.Lock()
-	ends := s.shut || s.unbound
+	ends, closed := s.shut || s.unbound, s.accepts.closed
 	s.mu.Unlock()
 	if ends {
-		s.serving.Wait()
+		<-closed
 		if !s.renew() {
 			return false
 		}
@@ -442,6 +467,7 @@ func (s *server) renew() bool {
 	if s.unbound && !s.listen() {
 		return false
 	}
+	s.accepts = nil
 	if s.shut {
 		s.http = s.copyHTTP()
 		s.moved = nil
