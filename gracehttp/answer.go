@@ -74,6 +74,13 @@ func (a *answer) FlushError() error {
 	return a.http1Writer.FlushError()
 }
 
+// Hijack leaves the answer to the handler.
+func (a *answer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, buffered, err := a.http1Writer.Hijack()
+	a.fixed = a.fixed || err == nil
+	return c, buffered, err
+}
+
 // Unwrap is for http.ResponseController.
 func (a *answer) Unwrap() http.ResponseWriter { return a.http1Writer }
 

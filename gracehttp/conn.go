@@ -487,10 +487,10 @@ func (c *conn) endLimit() {
 	}
 }
 
-// become notes what the connection speaks from now on, if it was HTTP/1. The caller
-// holds c.mu.
+// become notes what the connection speaks from now on: of those kinds, none comes after a
+// later one. The caller holds c.mu.
 func (c *conn) become(k accept.Kind) {
-	if c.kind == accept.HTTP1 {
+	if c.kind < k {
 		c.kind = k
 		c.server.listener.SetKind(&c.entry, k)
 		c.expireHijacked()
@@ -527,6 +527,17 @@ func (c *conn) Close() error {
 	c.kind = accept.Hijacked // nothing is to be decided any more
 	c.mu.Unlock()
 	return err
+}
+
+// cut closes the connection without waiting for anything. net/http takes it off the list.
+func (c *conn) cut() {
+	c.mu.Lock()
+	shared := c.shared
+	c.mu.Unlock()
+	if shared {
+		shutdown(c.raw) // or the client would not notice
+	}
+	c.raw.Close()
 }
 
 // inExchange reports whether closing the connection now could reset it before the client

@@ -237,33 +237,34 @@ func lastRestart(r handoff.Restarted) *Restarted {
 	return last
 }
 
-// openUnix opens or inherits a unix socket that has this mode.
-func openUnix(network, path string, mode fs.FileMode) (l net.Listener, err error) {
-	if path[0] == '@' {
-		return nil, &net.OpError{Op: "listen", Net: network, Err: errors.New(path + ": an abstract socket has no mode")}
+// openSocket opens or inherits a socket, a unix socket with its mode.
+func (a *app) openSocket(network, addr string) (l net.Listener, err error) {
+	if network != "unix" || a.unixMode == nil {
+		return a.net.Listen(network, addr)
 	}
-	err = withMode(mode, func(config net.ListenConfig) error {
+	if addr[0] == '@' {
+		return nil, &net.OpError{Op: "listen", Net: network, Err: errors.New(addr + ": an abstract socket has no mode")}
+	}
+	err = withMode(*a.unixMode, func(config net.ListenConfig) error {
 		sockets := gracenet.Net{ListenConfig: config}
-		l, err = sockets.Listen(network, path)
+		l, err = sockets.Listen(network, addr)
 		return err
 	})
 	return l, err
 }
 
-// setModes sets the modes of unix sockets: of inherited ones, and what the umask has taken
-// from new ones.
-func (a *app) setModes() {
-	for _, s := range a.servers {
-		path, ok := strings.CutPrefix(s.user.Addr, "unix:")
-		if !ok || handoff.Self().Activated(s.socket) {
-			continue
-		}
-		if info, err := os.Stat(path); err == nil && info.Mode().Perm() == *a.unixMode {
-			continue // who is not the owner may not set it
-		}
-		if err := os.Chmod(path, *a.unixMode); err != nil {
-			a.logf("UnixMode: %v; serving with the mode as it is", err)
-		}
+// setMode sets the mode of a unix socket: of an inherited one, or what the umask has taken
+// from a new one.
+func (a *app) setMode(s *server) {
+	if a.unixMode == nil || s.Addr().Network() != "unix" || a.givenTo(s.user) != nil || handoff.Self().Activated(s.socket) {
+		return
+	}
+	path := s.Addr().String()
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm() == *a.unixMode {
+		return // who is not the owner may not set it
+	}
+	if err := os.Chmod(path, *a.unixMode); err != nil {
+		a.logf("UnixMode: %v; serving with the mode as it is", err)
 	}
 }
 
@@ -281,8 +282,8 @@ func startedBy(ready time.Time) *Restarted {
 
 // becomeReady does what is to be done when this process serves.
 func (a *app) becomeReady() {
-	if a.unixMode != nil {
-		a.setModes()
+	for _, s := range a.servers {
+		a.setMode(s)
 	}
 	now := time.Now()
 	a.since.Store(&now)

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/facebookgo/grace/gracenet"
 	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
@@ -185,14 +186,46 @@ func TestWriteTimeoutDoesNotCutTheAnswer(t *testing.T) {
 	}
 }
 
-func TestUnixMode(t *testing.T) {
-	mode := func(path string) fs.FileMode {
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Mode().Perm()
+func modeOf(t *testing.T, path string) fs.FileMode {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return info.Mode().Perm()
+}
+
+// A socket that was closed for a successor which has failed is opened with its mode, too.
+func TestUnixModeOfASocketThatIsOpenedAnew(t *testing.T) {
+	for _, want := range []fs.FileMode{0o600, 0o666} {
+		g := serveKind(t, "unix", &http.Server{Handler: named("server")}, 0)
+		UnixMode(want)(g.app)
+		g.closeSocket()
+		g.Resume()
+		if m := modeOf(t, g.addr); m != want {
+			t.Errorf("the mode is %o, want %o", m, want)
+		}
+	}
+}
+
+// What the program has opened, it has given a mode.
+func TestUnixModeOfTheProgramsOwnListener(t *testing.T) {
+	path := t.TempDir() + "/socket"
+	l, err := new(gracenet.Net).Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := modeOf(t, path)
+	serving := make(chan bool)
+	srv := &http.Server{Addr: "unix:" + path}
+	start(t, []*http.Server{srv}, Listener(srv, l), UnixMode(0o640), OnReady(func() { close(serving) }))
+	<-serving
+	if m := modeOf(t, path); m != want {
+		t.Errorf("the mode is %o, want %o", m, want)
+	}
+}
+
+func TestUnixMode(t *testing.T) {
 	// From the first moment on: nothing but the bind has happened.
 	path := t.TempDir() + "/bound"
 	withMode(0o600, func(config net.ListenConfig) error {
@@ -201,7 +234,7 @@ func TestUnixMode(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		if m := mode(path); m != 0o600 {
+		if m := modeOf(t, path); m != 0o600 {
 			t.Errorf("when it listens, the mode is %o, want 600", m)
 		}
 		return nil
@@ -213,7 +246,7 @@ func TestUnixMode(t *testing.T) {
 		s := start(t, []*http.Server{{Addr: "unix:" + path, Handler: ControlHandler()}, {}},
 			UnixMode(fs.ModeSocket|want), OnReady(func() { close(serving) }))
 		<-serving
-		if m := mode(path); m != want {
+		if m := modeOf(t, path); m != want {
 			t.Errorf("the mode is %o, want %o", m, want)
 		}
 		s.signal(syscall.SIGTERM)

@@ -587,6 +587,36 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// What is left in the end is closed at once: no client is waited for, one after the other.
+func TestCutWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	driver.Each(t, kinds, func(t *testing.T, kind string) {
+		const clients = 8
+		begun := make(chan bool)
+		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begun <- true
+			<-r.Context().Done()
+		})}, time.Minute)
+		for range clients {
+			c := connect(t, g)
+			c.send(get)
+			within(t, begun, "the request")
+			c.send(strings.Repeat("x", 100_000)) // which nobody reads
+		}
+		driver.Eventually(t, "the input to arrive", func() bool {
+			return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).hasInput() })
+		})
+		drained, cancel := g.begin(t, handOver)
+		cancel()
+		within(t, drained, "the drain's end")
+		start := time.Now()
+		g.cut()
+		if took := time.Since(start); took > clients*lingerTimeout/2 {
+			t.Errorf("closing %d connections took %v", clients, took)
+		}
+	})
+}
+
 // http2Client returns a client that speaks HTTP/2 only.
 func http2Client(t *testing.T, g *generation) *http.Client {
 	tr := &http.Transport{
@@ -1412,14 +1442,19 @@ func TestAddressThatTheSuccessorDoesNotWantIsClosed(t *testing.T) {
 				}
 				cancel()
 				if !shut {
-					within(t, drained, "the end of the drain")
+					within(t, drained, "the drain's end")
 				}
 				select {
 				case err := <-g.served:
 					t.Fatalf("Serve has returned %v", err)
 				default:
 				}
+				asked := make(chan net.Addr)
+				go func() { asked <- g.Addr() }() // as GET /status of another server does
 				g.Resume()
+				if addr := <-asked; addr.String() != g.addr {
+					t.Errorf("its address is %v, want %v", addr, g.addr)
+				}
 				again := connect(t, g)
 				again.ask()
 			})

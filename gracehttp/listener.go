@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -164,11 +165,11 @@ func accepted(nc net.Conn) net.Conn {
 	return nc
 }
 
-// tlsState returns the state of TLS that the program's listener speaks, or nil. net/http
-// asks only a *tls.Conn.
+// tlsState returns the state of TLS that the program's listener speaks, or nil: net/http asks
+// what it has for a connection itself.
 func (c *conn) tlsState() *tls.ConnectionState {
 	if w, ok := c.raw.(wrappedRaw); ok {
-		if t, ok := w.Conn.(*tls.Conn); ok {
+		if t, ok := w.Conn.(interface{ ConnectionState() tls.ConnectionState }); ok {
 			state := t.ConnectionState()
 			return &state
 		}
@@ -177,7 +178,7 @@ func (c *conn) tlsState() *tls.ConnectionState {
 }
 
 // passed has those connections that net/http knows as what the program's listener has
-// accepted: a *tls.Conn that speaks HTTP/2.
+// accepted: a *tls.Conn that speaks HTTP/2, or whose handshake has failed.
 var passed sync.Map // of *tls.Conn to *conn
 
 // closePassed takes one off the list that net/http has closed.
@@ -188,31 +189,35 @@ func closePassed(t *tls.Conn) {
 }
 
 // handshake lets a connection that speaks TLS be served, once that says which HTTP
-// it is: HTTP/2 needs the *tls.Conn, and nothing of ours between requests.
+// it is: HTTP/2 needs the *tls.Conn, and nothing of ours between requests. What is to be said
+// of a handshake that has failed, net/http says.
 func (s *server) handshake(t *tls.Conn, wrapped net.Conn, c *conn) {
 	ctx, cancel := context.Background(), func() {}
 	if timeout := handshakeTimeout(s.user); timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 	}
-	err := t.HandshakeContext(ctx)
-	cancel()
-	if err != nil {
-		logf := log.Printf
-		if s.user.ErrorLog != nil {
-			logf = s.user.ErrorLog.Printf
+	defer func() {
+		if r := recover(); r != nil { // a function of the program's, in the TLS config
+			logf := log.Printf
+			if s.user.ErrorLog != nil {
+				logf = s.user.ErrorLog.Printf
+			}
+			logf("http: panic serving %v: %v\n%s", t.RemoteAddr(), r, debug.Stack())
+			wrapped.Close()
 		}
-		logf("http: TLS handshake error from %s: %v", t.RemoteAddr(), err)
-		wrapped.Close()
-		return
-	}
-	if t.ConnectionState().NegotiatedProtocol != "h2" {
+	}()
+	defer cancel()
+	err := t.HandshakeContext(ctx)
+	if err == nil && t.ConnectionState().NegotiatedProtocol != "h2" {
 		s.inject(wrapped)
 		return
 	}
 	c.mu.Lock()
 	c.state.Store(first)
-	c.become(accept.HTTP2)
-	t.SetReadDeadline(time.Time{}) // it may have been a drain's
+	if err == nil {
+		c.become(accept.HTTP2)
+		t.SetReadDeadline(time.Time{}) // it may have been a drain's
+	}
 	c.mu.Unlock()
 	passed.Store(t, c)
 	s.inject(t)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"log"
 	"net"
 	"net/http"
@@ -26,6 +25,20 @@ var wrappers = map[string]func(net.Listener) net.Listener{
 	"limit": func(l net.Listener) net.Listener { return kit.LimitListener(l, 4) },
 	"tls":   func(l net.Listener) net.Listener { return tls.NewListener(l, wrapperTLS()) },
 	"h2":    func(l net.Listener) net.Listener { return tls.NewListener(l, wrapperTLS()) },
+	"own":   func(l net.Listener) net.Listener { return ownListener{tls.NewListener(l, wrapperTLS())} },
+}
+
+// An ownListener's connections speak TLS, and are of a type of its own.
+type ownListener struct{ net.Listener }
+
+type ownConn struct{ *tls.Conn }
+
+func (l ownListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return ownConn{c.(*tls.Conn)}, nil
 }
 
 func wrapperTLS() *tls.Config {
@@ -56,7 +69,7 @@ func connectWrapped(t *testing.T, g *generation, kind string) *client {
 	switch kind {
 	case "proxy":
 		c.send(kit.ProxyLine)
-	case "tls":
+	case "tls", "own":
 		c = newClient(t, tls.Client(c.Conn, clientTLS("http/1.1")))
 	}
 	return c
@@ -160,6 +173,53 @@ func TestLimitThatIsReachedHoldsUpNoDrain(t *testing.T) {
 	}
 }
 
+// Nor does it hold up that this process serves again, which begins with the next place.
+func TestLimitThatIsReachedHoldsUpNoRollback(t *testing.T) {
+	t.Parallel()
+	shutdown := make(chan bool, 1)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			echo(w, r)
+			return
+		}
+		named("server").ServeHTTP(w, r)
+	})}
+	srv.RegisterOnShutdown(func() { shutdown <- true })
+	g := serveWrapped(t, "limit", false, srv, 0)
+	var clients []*client
+	for range 4 {
+		c := dial(t, g)
+		c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("answer: %v, %v", resp, err)
+		}
+		clients = append(clients, c)
+	}
+	drained, cancel := g.begin(t, handOver)
+	within(t, shutdown, "net/http's Shutdown")
+	cancel()
+	within(t, drained, "the drain's end")
+	resumed := make(chan bool, 1)
+	go func() { resumed <- g.Resume() }()
+	if !within(t, resumed, "Resume") {
+		t.Fatal("it does not accept again")
+	}
+	for _, c := range clients[:2] {
+		c.Close()
+		c := dial(t, g)
+		for range 2 {
+			if resp := c.ask(); resp.Close {
+				t.Error("an answer says Connection: close")
+			}
+		}
+	}
+	select {
+	case err := <-g.served:
+		t.Errorf("Serve has returned %v", err)
+	default:
+	}
+}
+
 // What waits in the kernel at a stop is served, through the wrapper.
 func TestStopAnswersTheBacklogOfAWrapper(t *testing.T) {
 	t.Parallel()
@@ -219,7 +279,7 @@ func TestWrapperThatCannotBePausedIsClosed(t *testing.T) {
 func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 	t.Parallel()
 	type key struct{}
-	driver.Each(t, []string{"proxy", "limit", "tls", "h2"}, func(t *testing.T, kind string) {
+	driver.Each(t, []string{"proxy", "limit", "tls", "h2", "own"}, func(t *testing.T, kind string) {
 		states := make(chan string, 100)
 		g := serveWrapped(t, kind, false, &http.Server{
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -230,7 +290,7 @@ func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 			},
 			ConnState: func(c net.Conn, state http.ConnState) { states <- fmt.Sprintf("%T", c) },
 		}, 0)
-		types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn"}
+		types := map[string]string{"proxy": "*kit.proxyConn", "limit": "*kit.limitConn", "own": "gracehttp.ownConn"}
 		want, proto := types[kind], "HTTP/1.1"
 		if want == "" {
 			want = "*tls.Conn"
@@ -250,7 +310,7 @@ func TestWrappersOwnTypeIsTheProgramsToSee(t *testing.T) {
 			c.send(get)
 			_, got = c.answer()
 		}
-		isTLS := kind == "tls" || kind == "h2"
+		isTLS := kind == "tls" || kind == "h2" || kind == "own"
 		if want := fmt.Sprintf("%s TLS %v %s", want, isTLS, proto); got != want {
 			t.Errorf("the handler sees %q, want %q", got, want)
 		}
@@ -305,15 +365,39 @@ func TestHandshakeOfAWrapperThatFails(t *testing.T) {
 	g := serveWrapped(t, "tls", false, &http.Server{ErrorLog: log.New(lines, "", 0)}, 50*time.Millisecond)
 	c := dial(t, g)
 	c.send(get)
-	if b, err := io.ReadAll(c.answers); err == nil && strings.HasPrefix(string(b), "HTTP/1.1 200") {
-		t.Errorf("a request without TLS is answered with %q", b)
+	if resp, err := http.ReadResponse(c.answers, nil); err != nil || resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a request without TLS is answered with %v, %v; want what net/http says", resp, err)
 	}
+	within(t, g.closed, "its end")
 	dial(t, g) // says nothing
 	if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
 		t.Errorf("Drain: %v", err)
 	}
 	if n := strings.Count(lines.String(), "TLS handshake error"); n == 0 {
 		t.Errorf("nothing is logged of it:\n%s", lines)
+	}
+}
+
+// A function of the program's TLS config that panics ends the connection, not the process.
+func TestHandshakeOfAWrapperThatPanics(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { panic("no certificate") }}
+	lines := &lockedBuffer{}
+	g := newGenerationOn(t, tls.NewListener(l, config), &http.Server{ErrorLog: log.New(lines, "", 0)}, 0)
+	t.Cleanup(g.cut)
+	c := dial(t, g)
+	if err := tls.Client(c.Conn, clientTLS()).Handshake(); err == nil {
+		t.Error("the handshake is complete")
+	}
+	if err := g.Drain(context.Background(), handoff.Drain{To: handOver}); err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+	if !strings.Contains(lines.String(), "panic serving "+c.LocalAddr().String()+": no certificate\n") {
+		t.Errorf("logged %q, want what net/http says", lines)
 	}
 }
 

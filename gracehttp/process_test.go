@@ -856,6 +856,20 @@ func TestHijackedConnectionOutlivesTheRestart(t *testing.T) {
 	}
 }
 
+// The successor binds a path anew that led nowhere: it is not the predecessor's to remove.
+func TestPathThatIsBoundAnewStays(t *testing.T) {
+	t.Parallel()
+	s := startSite(t, "unix", "")
+	if err := os.Remove(s.addr); err != nil {
+		t.Fatal(err)
+	}
+	second := s.restart(s.first)
+	s.first.WaitExit(0)
+	if pid := s.visitor(nil).pid(); pid != second.Pid {
+		t.Errorf("pid %d has answered, want %d", pid, second.Pid)
+	}
+}
+
 func TestDrainTimeoutEndsThePredecessor(t *testing.T) {
 	t.Parallel()
 	s := startSite(t, "tcp", "", "-term-timeout", "200ms")

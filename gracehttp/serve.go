@@ -205,7 +205,8 @@ type app struct {
 // While it serves, Handler, ConnState and ConnContext of a server are Serve's own, and
 // call what was there before. So are the session ticket functions of a TLSConfig that
 // does not manage tickets by itself. The http.ResponseWriter of HTTP/1 is Serve's own,
-// too, with all methods of net/http's.
+// too, with all methods of net/http's; only http.MaxBytesReader cannot let it close the
+// connection.
 func Serve(servers ...*http.Server) error {
 	return ServeWithOptions(servers)
 }
@@ -343,12 +344,8 @@ func (a *app) open(srv *http.Server) (l net.Listener, name string, err error) {
 	if isTLS(srv) && !hasCertificate(srv.TLSConfig) { // ServeTLS would fail, when no predecessor serves any more
 		return nil, "", fmt.Errorf("server %s: its TLSConfig has no certificate", addr)
 	}
-	switch {
-	case l != nil:
-	case network == "unix" && a.unixMode != nil:
-		l, err = openUnix(network, addr, *a.unixMode)
-	default:
-		l, err = a.net.Listen(network, addr)
+	if l == nil {
+		l, err = a.openSocket(network, addr)
 	}
 	return l, network + " " + addr, err
 }

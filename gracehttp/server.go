@@ -38,7 +38,8 @@ type server struct {
 	proto    map[string]func(*http.Server, *tls.Conn, http.Handler)
 	app      *app
 	listener *accept.Listener
-	socket                // another after Resume, if it was closed: nobody asks for it meanwhile
+	socket                // another after Resume, if it was closed: only the loop asks for it meanwhile
+	addr     net.Addr     // and this never changes
 	user     *http.Server // as Serve was given it
 
 	options         bool // OPTIONS * is answered here, not by the handler
@@ -47,14 +48,14 @@ type server struct {
 	hooks atomic.Int64 // calls of userShutdown that are ours, and still to come
 	kept  atomic.Bool  // the program has tried to close idle connections during a drain
 
-	accepting func()         // called when the http.Server first accepts
-	serving   sync.WaitGroup // until the http.Server does not accept
-	end       chan error     // what Serve returns
+	accepting func()     // called when the http.Server first accepts
+	end       chan error // what Serve returns
 
-	mu      sync.Mutex   // guards what follows
-	http    *http.Server // the one that serves: the user's, or its copy after a failed handoff
-	shut    bool         // we have called its Shutdown
-	unbound bool         // we have closed the socket, since the successor does not want it
+	mu      sync.Mutex    // guards what follows
+	http    *http.Server  // the one that serves: the user's, or its copy after a failed handoff
+	accepts *httpListener // its listener, or nil while there is none
+	shut    bool          // we have called its Shutdown
+	unbound bool          // we have closed the socket, since the successor does not want it
 	closed  bool
 	ended   accept.Count // what became of connections since the drain began
 	moved   *movedListener
@@ -77,6 +78,7 @@ func newServer(a *app, srv *http.Server, l net.Listener, name string) *server {
 		s.socket = under(l)
 		s.listener = accept.NewWrapped(l, s.socket)
 	}
+	s.addr = s.socket.Addr()
 	s.listener.Pause() // until Resume
 	if srv.TLSNextProto != nil {
 		s.proto = maps.Clone(srv.TLSNextProto)
@@ -145,6 +147,9 @@ func hasShutdownHook(srv *http.Server) bool {
 	return hooks.IsValid() && hooks.Kind() == reflect.Slice && hooks.Len() > 0
 }
 
+// Addr is that of the socket.
+func (s *server) Addr() net.Addr { return s.addr }
+
 // Serve serves until Close, or fails.
 func (s *server) Serve(accepting func()) error {
 	s.accepting = sync.OnceFunc(accepting)
@@ -155,15 +160,15 @@ func (s *server) Serve(accepting func()) error {
 // serve lets the http.Server serve, until that is shut down or the socket is closed.
 func (s *server) serve() {
 	s.mu.Lock()
-	srv := s.http
-	s.mu.Unlock()
-	s.serving.Add(1)
+	defer s.mu.Unlock()
+	l := &httpListener{server: s, srv: s.http, closed: make(chan struct{})}
+	s.accepts = l
 	go func() {
-		defer s.serving.Done()
-		err := s.serveOn(srv, &httpListener{s})
+		err := s.serveOn(l.srv, l)
+		l.Close() // if it has failed before it began
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.shut && !s.unbound {
+		if s.accepts == l && !s.shut && !s.unbound {
 			s.finish(err)
 		}
 	}()
@@ -239,24 +244,50 @@ func (s *server) Close() error {
 	return s.listener.Close()
 }
 
-// cut closes the server and all that is still open.
+// cut closes the server and all that is still open, at once: net/http would close one
+// connection after the other, and wait for the client of each.
 func (s *server) cut() {
 	s.Close()
+	for _, e := range s.listener.Entries() {
+		e.Conn.(*conn).cut()
+	}
 	s.mu.Lock()
 	srv := s.http
 	s.mu.Unlock()
 	srv.Close()
-	for _, e := range s.listener.Entries() {
-		e.Conn.(*conn).raw.Close()
-	}
 }
 
-// An httpListener is what the http.Server has for a listener. Closing it ends
+// An httpListener is what an http.Server has for a listener. Closing it ends
 // its Accept, but the socket stays open: it may be needed again.
-type httpListener struct{ *server }
+type httpListener struct {
+	*server
+	srv    *http.Server
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Accept returns what is accepted. A wrapper may do that late, when this http.Server was
+// shut down, and its copy serves.
+func (l *httpListener) Accept() (net.Conn, error) {
+	c, err := l.server.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	replaced := l.http != l.srv
+	l.mu.Unlock()
+	if replaced {
+		l.inject(c)
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
 
 func (l *httpListener) Close() error {
-	l.listener.End()
+	l.once.Do(func() {
+		l.listener.End()
+		close(l.closed)
+	})
 	return nil
 }
 
@@ -414,10 +445,10 @@ func (s *server) Resume() bool {
 		}
 	}
 	s.mu.Lock()
-	ends := s.shut || s.unbound
+	ends, closed := s.shut || s.unbound, s.accepts.closed
 	s.mu.Unlock()
 	if ends {
-		s.serving.Wait()
+		<-closed
 		if !s.renew() {
 			return false
 		}
@@ -437,6 +468,7 @@ func (s *server) renew() bool {
 	if s.unbound && !s.listen() {
 		return false
 	}
+	s.accepts = nil
 	if s.shut {
 		s.http = s.copyHTTP()
 		s.moved = nil
@@ -456,17 +488,17 @@ func (s *server) closeSocket() {
 
 // listen opens the socket anew, and reports whether it could. The caller holds s.mu.
 func (s *server) listen() bool {
-	addr := s.Addr()
 	if !s.plain {
-		s.app.logf("%s: not served again: the program's listener was closed", addr)
+		s.app.logf("%s: not served again: the program's listener was closed", s.addr)
 		return false
 	}
-	l, err := s.app.net.Listen(addr.Network(), addr.String())
+	l, err := s.app.openSocket(s.addr.Network(), s.addr.String())
 	if err != nil {
-		s.app.logf("%s: not served again: %v", addr, err)
+		s.app.logf("%s: not served again: %v", s.addr, err)
 		return false
 	}
 	s.socket = l.(socket)
+	s.app.setMode(s)
 	s.listener.Replace(l)
 	s.unbound = false
 	return true

@@ -148,13 +148,15 @@ func TestHijackedConnectionsAtAStop(t *testing.T) {
 		hook  string
 		later bool // hijacked during the stop
 		quick bool
+		h2c   bool // as golang.org/x/net/http2/h2c does
 		want  time.Duration
 	}{
-		{"nobody is told", "", false, false, grace},
-		{"nobody is told, SIGINT", "", false, true, 0},
-		{"hijacked during the stop", "", true, false, grace},
-		{"OnDrain", "OnDrain", false, false, limit},
-		{"RegisterOnShutdown", "RegisterOnShutdown", false, false, limit},
+		{"nobody is told", "", false, false, false, grace},
+		{"nobody is told, SIGINT", "", false, true, false, 0},
+		{"nobody is told, h2c", "", false, false, true, grace},
+		{"hijacked during the stop", "", true, false, false, grace},
+		{"OnDrain", "OnDrain", false, false, false, limit},
+		{"RegisterOnShutdown", "RegisterOnShutdown", false, false, false, limit},
 	} {
 		for _, kind := range []string{"tcp", "tls"} {
 			t.Run(test.name+" "+kind, func(t *testing.T) {
@@ -173,7 +175,11 @@ func TestHijackedConnectionsAtAStop(t *testing.T) {
 					OnDrain(func() {})(g.app)
 				}
 				c := connect(t, g)
-				c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+				if test.h2c {
+					c.send(http2Preface + "\r\n")
+				} else {
+					c.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+				}
 				within(t, begun, "the request")
 				if !test.later {
 					release <- true
@@ -193,6 +199,9 @@ func TestHijackedConnectionsAtAStop(t *testing.T) {
 				ends(t, drained)
 				if took := time.Since(start); took < test.want || took > test.want+limit/2 {
 					t.Errorf("the drain took %v, want %v", took, test.want)
+				}
+				if n := g.Count().Told; n != 0 {
+					t.Errorf("%d were told, want none: a handler answers what it has hijacked", n)
 				}
 			})
 		}

@@ -41,8 +41,8 @@ var files sync.Mutex
 // needs a stop.
 type Net struct {
 	// ListenConfig is used for sockets that are opened here. Inherited ones are
-	// as the predecessor has opened them. What those accept has net's own keep-alive,
-	// which is set for each connection.
+	// as the predecessor has opened them, but for KeepAlive and KeepAliveConfig: package net
+	// keeps these beside the socket, and what an inherited one accepts has its defaults.
 	ListenConfig net.ListenConfig
 }
 

@@ -32,6 +32,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -154,13 +155,7 @@ func (g *Generation) Ready() error { return g.ready() }
 func (g *Generation) becomeReady() (err error) {
 	switch g.Origin {
 	case Succeeded:
-		kept := []int{}
-		for _, s := range g.inUse() {
-			if s.Kind == Listener && s.index >= 0 {
-				kept = append(kept, s.index)
-			}
-		}
-		if err := g.Predecessor.ready(kept); err != nil {
+		if err := g.Predecessor.ready(g.serves()); err != nil {
 			return err // the predecessor serves on
 		}
 	case SucceededLegacy:
@@ -173,6 +168,30 @@ func (g *Generation) becomeReady() (err error) {
 	g.Discard()
 	g.keepPaths(false)
 	return err
+}
+
+// serves says which of the predecessor's listening sockets are in use, and which others
+// would take the path of one that was opened here with them.
+func (g *Generation) serves() readyBody {
+	b := readyBody{Kept: []int{}}
+	opened := []string{}
+	for _, s := range g.inUse() {
+		if s.Kind != Listener {
+			continue
+		}
+		if s.index >= 0 {
+			b.Kept = append(b.Kept, s.index)
+		} else {
+			opened = append(opened, s.Addr().String())
+		}
+	}
+	for _, s := range g.all() {
+		leadsTo := func(path string) bool { return sameFile(s.Addr().String(), path) }
+		if s.Kind == Listener && s.index >= 0 && !slices.Contains(b.Kept, s.index) && slices.ContainsFunc(opened, leadsTo) {
+			b.Rebound = append(b.Rebound, s.index)
+		}
+	}
+	return b
 }
 
 // Provide calls f for the state that a successor shall find under this name

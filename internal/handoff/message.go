@@ -57,6 +57,8 @@ type readyBody struct {
 	// Kept are the listening sockets that it serves on, by their place in LISTEN_FDS.
 	// One of an earlier version does not say.
 	Kept []int
+	// Rebound are others of them, whose paths lead to sockets that it has opened.
+	Rebound []int `json:",omitempty"`
 }
 
 // A socketBody describes one socket or file. A listening socket has no

@@ -61,7 +61,7 @@ func TestWireFormatStays(t *testing.T) {
 		{kindDrained, nil, 0, "\x00\x00\x00\x00\x00\x10\x00\x00"},
 		{kindMove, moveBody{[][]byte{[]byte("b")}}, 2, "\x00\x00\x00\x00\x00\x11\x00\x02" + `{"States":["Yg=="]}`},
 		{kindHello, helloBody{Takes: true, Moves: true}, 0, "\x00\x00\x00\x00\x00\x01\x00\x00" + `{"Takes":true,"Moves":true}`},
-		{kindReady, readyBody{[]int{0, 2}}, 0, "\x00\x00\x00\x00\x00\x05\x00\x00" + `{"Kept":[0,2]}`},
+		{kindReady, readyBody{Kept: []int{0, 2}}, 0, "\x00\x00\x00\x00\x00\x05\x00\x00" + `{"Kept":[0,2]}`},
 		{kindConns, connsBody{1, []Waiting{{First: true, For: 5}}}, 2,
 			"\x00\x00\x00\x00\x00\x06\x00\x02" + `{"Listener":1,"Waiting":[{"First":true,"For":5}]}`},
 		{kindStepDown, stepDownBody{true}, 0, "\x00\x00\x00\x00\x00\x08\x00\x00" + `{"Stopping":true}`},

@@ -213,10 +213,10 @@ func (p *Predecessor) giveUp() {
 	p.decided.Do(p.control.shutdown)
 }
 
-// ready tells the predecessor that we serve, on these listening sockets of its.
-func (p *Predecessor) ready(kept []int) error {
+// ready tells the predecessor that we serve.
+func (p *Predecessor) ready(b readyBody) error {
 	said := false
-	p.decided.Do(func() { said = p.control.send(kindReady, readyBody{kept}) == nil })
+	p.decided.Do(func() { said = p.control.send(kindReady, b) == nil })
 	if said {
 		return nil
 	}

@@ -49,10 +49,10 @@ type Successor struct {
 	ended   chan struct{} // closed when it has ended, though it may still be heard
 	exit    exit          // how; set before ended is closed
 
-	takes    atomic.Bool           // it takes connections over
-	movesOwn atomic.Bool           // those of the program's own too
-	waits    atomic.Bool           // it runs Wait
-	kept     atomic.Pointer[[]int] // the sockets that it serves on, if it has said so
+	takes    atomic.Bool               // it takes connections over
+	movesOwn atomic.Bool               // those of the program's own too
+	waits    atomic.Bool               // it runs Wait
+	serves   atomic.Pointer[readyBody] // what it has said of its sockets, if it has
 }
 
 // An Event is what a successor says, or what becomes of it, in order.
@@ -336,7 +336,7 @@ func (s *Successor) hear() (Event, error) {
 		s.movesOwn.Store(b.Moves)
 	case kindReady:
 		if b.Kept != nil {
-			s.kept.Store(&b.Kept)
+			s.serves.Store(&b.readyBody)
 		}
 		s.ready.Store(true)
 		return Ready, nil
@@ -436,23 +436,34 @@ func (s *Successor) TakeBack() { s.keepPaths(false) }
 func (s *Successor) keepPaths(keep bool) {
 	for _, sock := range append(s.g.inUse(), s.bare...) {
 		c := sock.conn()
-		sock.keepPath(keep && (sock.Kind != Listener || c == nil || s.Keeps(c)))
+		sock.keepPath(keep && (sock.Kind != Listener || c == nil || s.Keeps(c) || s.rebinds(c)))
 	}
 }
 
 // DropPaths makes the paths of those sockets ours again that the successor does not
-// serve on: they end with us.
+// serve on, nor has bound anew: they end with us.
 func (s *Successor) DropPaths() { s.keepPaths(true) }
 
 // Keeps reports whether the successor serves on a listening socket, as far as it has
 // said.
 func (s *Successor) Keeps(listener syscall.Conn) bool {
-	kept := s.kept.Load()
-	if kept == nil {
+	b := s.serves.Load()
+	if b == nil {
 		return true
 	}
 	place, err := s.place(listener)
-	return err != nil || slices.Contains(*kept, place) // what cannot be identified is not ours to close
+	return err != nil || slices.Contains(b.Kept, place) // what cannot be identified is not ours to close
+}
+
+// rebinds reports whether the path of a listening socket leads to one that the successor
+// has opened instead.
+func (s *Successor) rebinds(listener syscall.Conn) bool {
+	b := s.serves.Load()
+	if b == nil {
+		return false
+	}
+	place, err := s.place(listener)
+	return err == nil && slices.Contains(b.Rebound, place)
 }
 
 // place returns where a listening socket is among those that the successor inherited, or

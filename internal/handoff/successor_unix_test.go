@@ -591,9 +591,10 @@ func TestPathsAreTheSuccessorsWhileItServes(t *testing.T) {
 
 func TestPathsOfWhatTheSuccessorDoesNotServeAreOurs(t *testing.T) {
 	s, peer := play(t)
-	kept, dropped, bare := newPathListener(t), newPathListener(t), newPathListener(t)
-	s.g.Add(&Socket{Kind: Listener, Open: kept})
-	s.g.Add(&Socket{Kind: Listener, Open: dropped})
+	kept, dropped, bare, rebound := newPathListener(t), newPathListener(t), newPathListener(t), newPathListener(t)
+	for _, l := range []*pathListener{kept, dropped, rebound} {
+		s.g.Add(&Socket{Kind: Listener, Open: l})
+	}
 	s.listeners = []net.Listener{bare}
 	if _, _, release, err := s.sockets(); err != nil {
 		t.Fatal(err)
@@ -602,14 +603,17 @@ func TestPathsOfWhatTheSuccessorDoesNotServeAreOurs(t *testing.T) {
 	}
 	s.keepPaths(true)
 	s.DropPaths()
-	if kept.unlink || dropped.unlink || bare.unlink {
+	if kept.unlink || dropped.unlink || bare.unlink || rebound.unlink {
 		t.Error("paths are removed of one that has not said what it serves")
 	}
-	send(t, peer, kindReady, readyBody{Kept: []int{1}}) // after bare
+	send(t, peer, kindReady, readyBody{Kept: []int{1}, Rebound: []int{3}}) // after bare
 	s.expect(t, Ready)
 	s.DropPaths()
 	if kept.unlink || !dropped.unlink || !bare.unlink {
 		t.Errorf("closing removes the path: %v of what it serves, %v and %v of what it does not", kept.unlink, dropped.unlink, bare.unlink)
+	}
+	if rebound.unlink || s.Keeps(rebound) {
+		t.Errorf("closing removes the path that it has bound anew: %v; it serves on our socket: %v", rebound.unlink, s.Keeps(rebound))
 	}
 	if !s.Keeps(kept) || s.Keeps(dropped) || s.Keeps(listenTCP(t)) {
 		t.Error("it keeps what it has said")
