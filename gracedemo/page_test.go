@@ -281,7 +281,7 @@ func TestPageNoticesNothingButColours(t *testing.T) {
 
 func TestPageHasNoButtonUnlessAllowed(t *testing.T) {
 	t.Parallel()
-	driver.NotShort(t)
+	driver.OnlyAll(t)
 	d := startDemo(t)
 	b := openBrowser(t, "http://"+d.addrs[0]+"/")
 	driver.Eventually(t, "the page to have answers", func() bool { return b.text("by") == strconv.Itoa(d.pid) })

@@ -13,6 +13,7 @@ import (
 
 func TestMonit(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	need(t, "monit", "setpriv", "tini")
 	if !driver.Isolate(t) {
 		return

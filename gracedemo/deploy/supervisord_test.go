@@ -13,6 +13,7 @@ import (
 // Debian's supervisord, with its own configuration file and ours.
 func TestSupervisord(t *testing.T) {
 	t.Parallel()
+	driver.OnlyAll(t)
 	need(t, "supervisord", "supervisorctl")
 	const config = "/etc/supervisor/supervisord.conf"
 	if _, err := os.Stat(config); err != nil {
