@@ -648,6 +648,7 @@ func hooked(fault string) func(t *trial) *driver.Process {
 	return func(t *trial) *driver.Process {
 		t.faults.Set(t, fault)
 		next := t.restart(t.first)
+		t.s.Line("^plays .*fault=" + fault)
 		t.faults.Clear(t, fault)
 		return next
 	}
@@ -663,6 +664,7 @@ func moved(fault string) func(t *trial) *driver.Process {
 		}
 		t.faults.Set(t, fault)
 		next := t.restart(t.first)
+		t.s.Line("^plays .*fault=" + fault)
 		if strings.HasSuffix(fault, "hang") {
 			c.Close()
 		} else {

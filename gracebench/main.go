@@ -4,7 +4,7 @@
 // with real signals, while counting what the clients notice:
 //
 //	go run ./gracebench                         a table of all kinds of clients, in less than two minutes
-//	go run ./gracebench -full                   the same with 100 restarts of each kind, in about ten
+//	go run ./gracebench -full                   the same with 100 restarts of each kind, in about twelve
 //	go run ./gracebench -short                  a few restarts of each kind, in less than a minute
 //	go run ./gracebench -kinds http1,tls1       some kinds only
 //	go run ./gracebench -peers                  a comparison with other ways to restart
@@ -163,7 +163,7 @@ func benchMain() error {
 	flag.IntVar(&cfg.restarts, "restarts", 0, "restarts of each kind, half as many of the kind rapid (default as many as fit into two minutes)")
 	flag.DurationVar(&cfg.interval, "interval", 400*time.Millisecond, "time from the end of one restart to the next signal")
 	flag.StringVar(&kindList, "kinds", "", "kinds to run, with commas between them: "+strings.Join(kindNames(), ", ")+"; with -cost: "+strings.Join(costParts, ", ")+" (default all)")
-	flag.BoolVar(&full, "full", false, "100 restarts of each kind, in about ten minutes")
+	flag.BoolVar(&full, "full", false, "100 restarts of each kind, in about twelve minutes")
 	flag.BoolVar(&cfg.short, "short", false, "a few restarts of each kind, in less than a minute")
 	flag.BoolVar(&cfg.json, "json", false, "write JSON instead of tables")
 	flag.BoolVar(&cfg.verbose, "v", false, "show the log of the server")

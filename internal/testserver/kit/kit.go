@@ -173,15 +173,17 @@ func (f *Flags) BeforeReady() {
 	}
 }
 
-// Hook plays what is wrong with a hook of this name.
+// Hook plays what is wrong with a hook of this name, and says so.
 func (f *Flags) Hook(name string) {
-	switch {
-	case f.Faulty(name + "-panic"):
-		panic("played")
-	case f.Faulty(name + "-goexit"):
-		runtime.Goexit()
-	case f.Faulty(name + "-hang"):
-		select {}
+	for fault, play := range map[string]func(){
+		"-panic":  func() { panic("played") },
+		"-goexit": runtime.Goexit,
+		"-hang":   func() { select {} },
+	} {
+		if f.Faulty(name + fault) {
+			Event("plays", "fault", name+fault)
+			play()
+		}
 	}
 }
 
