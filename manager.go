@@ -75,12 +75,15 @@ func (l *loop) becomeMain(also string) {
 	if l.state >= draining || l.state == lameDuck {
 		return // our own successor serves, or we stop
 	}
-	if first || also != "" {
-		l.g.Manager.Tell("STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", pid(), also)))
-	}
+	status := "STATUS=" + systemd.Escape(fmt.Sprintf("Serving with pid %d%s", pid(), also))
 	if !first {
+		if also != "" {
+			l.g.Manager.Tell(status)
+		}
 		return
 	}
+	// systemd may know us from the PID file, and not take our predecessor's word any more.
+	l.g.Manager.Tell("READY=1\n" + status)
 	if l.p.namesMain() {
 		l.p.writePIDFile()
 	}

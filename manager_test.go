@@ -416,6 +416,7 @@ func TestManagerHearsOfEachStepFromWhomItTrusts(t *testing.T) {
 		"A: RELOADING=1 MONOTONIC_USEC=#",
 		"A: READY=1",
 		"A: MAINPID=B READY=1 WATCHDOG=1",
+		"B: READY=1",
 		"B: STOPPING=1",
 	}
 	if !slices.Equal(got, want) {
@@ -442,6 +443,11 @@ func TestMainProcessIsNamedByTheOneThatIsTrustedWhileItRuns(t *testing.T) {
 		told := m.next("MAINPID=" + strconv.Itoa(next.Pid))
 		if told.from != p.Pid {
 			t.Errorf("pid %d said that pid %d is the main process, want pid %d, its predecessor", told.from, next.Pid, p.Pid)
+		}
+		// A reload is over when the main process says so: systemd may have found the new
+		// one in the PID file, before it reads what the old one says.
+		if ready := m.next("READY=1"); ready.from != next.Pid {
+			t.Errorf("pid %d says that it is ready, want pid %d, the main process now", ready.from, next.Pid)
 		}
 		h.by(p)
 		p.WaitExit(0)

@@ -157,15 +157,20 @@ func (s *server) Serve(accepting func()) error {
 	return <-s.end
 }
 
+// wrapperTimeout is how long a wrapper's Accept may take until it has seen that it is ended.
+// What it brings later is served all the same.
+const wrapperTimeout = 100 * time.Millisecond
+
 // serve lets the http.Server serve, until that is shut down or the socket is closed.
 func (s *server) serve() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := &httpListener{server: s, srv: s.http, closed: make(chan struct{})}
+	l := &httpListener{server: s, srv: s.http, end: sync.OnceFunc(s.listener.End), over: make(chan struct{})}
 	s.accepts = l
 	go func() {
 		err := s.serveOn(l.srv, l)
-		l.Close() // if it has failed before it began
+		l.end() // if it has failed before it began
+		close(l.over)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.accepts == l && !s.shut && !s.unbound {
@@ -261,9 +266,9 @@ func (s *server) cut() {
 // its Accept, but the socket stays open: it may be needed again.
 type httpListener struct {
 	*server
-	srv    *http.Server
-	once   sync.Once
-	closed chan struct{}
+	srv  *http.Server
+	end  func()        // ends Accept
+	over chan struct{} // closed when the http.Server has seen that
 }
 
 // Accept returns what is accepted. A wrapper may do that late, when this http.Server was
@@ -284,10 +289,7 @@ func (l *httpListener) Accept() (net.Conn, error) {
 }
 
 func (l *httpListener) Close() error {
-	l.once.Do(func() {
-		l.listener.End()
-		close(l.closed)
-	})
+	l.end()
 	return nil
 }
 
@@ -445,10 +447,17 @@ func (s *server) Resume() bool {
 		}
 	}
 	s.mu.Lock()
-	ends, closed := s.shut || s.unbound, s.accepts.closed
+	ends, over := s.shut || s.unbound, s.accepts.over
 	s.mu.Unlock()
 	if ends {
-		<-closed
+		var late <-chan time.Time
+		if !s.plain { // its Accept may wait for something else
+			late = time.After(wrapperTimeout)
+		}
+		select {
+		case <-over:
+		case <-late:
+		}
 		if !s.renew() {
 			return false
 		}

@@ -35,6 +35,7 @@ type Listener struct {
 	pauses    int        // how often
 	emptying  bool       // Accept does not wait yet, but until nobody comes
 	ended     bool       // Accept fails
+	ends      int        // how often it was ended or closed
 	closed    bool       // so is the socket
 	accepting int        // calls of Accept that may still bring a connection
 	entries   map[*Entry]bool
@@ -86,12 +87,16 @@ func NewWrapped(wrapper net.Listener, pauser Pauser) *Listener {
 // when it is ended or closed it returns net.ErrClosed. The caller must list each
 // connection that it gets with Admit: until then it counts as on its way.
 func (l *Listener) Accept() (net.Conn, error) {
+	l.mu.Lock()
+	ends := l.ends
+	over := func() bool { return l.ended || l.ends != ends } // though it may have been reopened
+	l.mu.Unlock()
 	for {
 		l.mu.Lock()
-		for l.paused && !l.emptying && !l.ended {
+		for l.paused && !l.emptying && !over() {
 			l.changed.Wait()
 		}
-		if l.ended {
+		if over() {
 			l.mu.Unlock()
 			return nil, net.ErrClosed
 		}
@@ -109,8 +114,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.accepted()
 		// A pause may be over by the time that it shows here.
 		ours := pauses != l.pauses && errors.Is(err, os.ErrDeadlineExceeded)
-		again := (l.paused || ours) && !l.ended
-		if l.ended {
+		again := (l.paused || ours) && !over()
+		if over() {
 			err = net.ErrClosed
 		}
 		l.mu.Unlock()
@@ -247,6 +252,7 @@ func (l *Listener) End() {
 	defer l.mu.Unlock()
 	l.pause(time.Now())
 	l.ended = true
+	l.ends++
 	l.changed.Broadcast()
 }
 
@@ -286,6 +292,7 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	first, socket := !l.closed, l.socket
 	l.ended, l.closed = true, true
+	l.ends++
 	l.changed.Broadcast()
 	l.mu.Unlock()
 	if !first {

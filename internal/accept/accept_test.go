@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand"
 	"net"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -227,6 +228,34 @@ func TestEndLetsAcceptFailAndReopenUndoesIt(t *testing.T) {
 	}
 	if got, want := a.conn.RemoteAddr().String(), client.LocalAddr().String(); got != want {
 		t.Errorf("accepted a connection from %s, want %s", got, want)
+	}
+}
+
+// A late one tells late that its deadline is over.
+type late struct {
+	*net.TCPListener
+	calls, tell chan bool
+}
+
+func (l *late) Accept() (net.Conn, error) {
+	l.calls <- true
+	<-l.tell
+	return nil, os.ErrDeadlineExceeded
+}
+
+// It may notice the end when that is over: it is not to accept beside the next one.
+func TestAcceptThatWasEndedStaysSo(t *testing.T) {
+	_, socket := listen(t)
+	l := &late{socket, make(chan bool, 2), make(chan bool, 2)}
+	g := NewWrapped(l, l)
+	waiting := acceptOne(g)
+	receive(t, "a call of Accept", l.calls)
+	g.End()
+	g.Reopen()
+	g.Resume()
+	l.tell <- true
+	if a := receive(t, "Accept", waiting); a.err != net.ErrClosed {
+		t.Errorf("Accept that was ended returned %v, want net.ErrClosed", a.err)
 	}
 }
 
