@@ -432,7 +432,11 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 			for _, v := range visitors {
 				dials += v.dials.Load()
 			}
-			if dials > int32(clients*(restarts+1))+visitors[0].early() {
+			allowed := int32(clients*(restarts+1)) + visitors[0].early()
+			if strings.HasPrefix(protocol, "wrapped-") { // on a busy machine its Accept ends late: an old process has one more to tell
+				allowed += int32(restarts)
+			}
+			if dials > allowed {
 				t.Errorf("%d clients have opened %d connections over %d restarts", clients, dials, restarts)
 			}
 			t.Logf("%d requests", requests.Load())
