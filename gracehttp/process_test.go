@@ -433,8 +433,8 @@ func TestNothingIsLostOverRestartsOfTLSAndHTTP2(t *testing.T) {
 				dials += v.dials.Load()
 			}
 			allowed := int32(clients*(restarts+1)) + visitors[0].early()
-			if strings.HasPrefix(protocol, "wrapped-") { // on a busy machine its Accept ends late: an old process has one more to tell
-				allowed += int32(restarts)
+			if driver.Race && strings.HasPrefix(protocol, "wrapped-") {
+				allowed++ // seen once, on a busy machine: most likely its Accept ended late, in the old process
 			}
 			if dials > allowed {
 				t.Errorf("%d clients have opened %d connections over %d restarts", clients, dials, restarts)

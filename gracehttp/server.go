@@ -157,10 +157,6 @@ func (s *server) Serve(accepting func()) error {
 	return <-s.end
 }
 
-// wrapperTimeout is how long a wrapper's Accept may take until it has seen that it is ended.
-// What it brings later is served all the same.
-const wrapperTimeout = 100 * time.Millisecond
-
 // serve lets the http.Server serve, until that is shut down or the socket is closed.
 func (s *server) serve() {
 	s.mu.Lock()
@@ -451,8 +447,8 @@ func (s *server) Resume() bool {
 	s.mu.Unlock()
 	if ends {
 		var late <-chan time.Time
-		if !s.plain { // its Accept may wait for something else
-			late = time.After(wrapperTimeout)
+		if !s.plain { // its Accept may wait for something else: what it brings later is served all the same
+			late = time.After(accept.WrapperTimeout)
 		}
 		select {
 		case <-over:

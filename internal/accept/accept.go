@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// wrapperTimeout is how long a wrapper may take until its Accept has ended, or its Close.
-	wrapperTimeout = 100 * time.Millisecond
+	// WrapperTimeout is how long a wrapper may take until its Accept has ended, or its Close.
+	WrapperTimeout = 100 * time.Millisecond
 
 	// emptyTime is how long PauseEmpty goes on accepting.
 	emptyTime = 50 * time.Millisecond
@@ -219,7 +219,7 @@ func (l *Listener) pauseAfter(more time.Duration) bool {
 	}
 	l.emptying = more > 0
 	l.changed.Broadcast()
-	l.awaitPause(more + wrapperTimeout)
+	l.awaitPause(more + WrapperTimeout)
 	l.emptying = false
 	return true
 }
@@ -308,7 +308,7 @@ func (l *Listener) Close() error {
 	select {
 	case err := <-closed:
 		return err
-	case <-time.After(wrapperTimeout):
+	case <-time.After(WrapperTimeout):
 		return nil
 	}
 }
