@@ -81,6 +81,11 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	if s != nil {
 		l.setState(draining)
 	}
+	for _, ln := range l.listeners {
+		if own, ok := ln.(*listener); ok {
+			own.last.Store(s == nil && l.g.Alone(own.Listener))
+		}
+	}
 	called := l.beginHooks()
 	drains := make([]func() error, 0, len(l.listeners)+3)
 	var accepting sync.WaitGroup

@@ -215,14 +215,7 @@ func TestLameDuckAcceptsUntilItStops(t *testing.T) {
 }
 
 func TestOneWaitAtATime(t *testing.T) {
-	t.Cleanup(func() { // the process goes on
-		g := handoff.Self()
-		if _, err := g.Own(); err != nil {
-			t.Fatal(err)
-		}
-		g.Disown()
-		g.SetPhase(handoff.Opening)
-	})
+	goOnAfterwards(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -347,5 +340,63 @@ func TestMoveRefusesWhatCannotMove(t *testing.T) {
 	}
 	if err := grace.Move(c, make([]byte, 1<<20+1)); err == nil || !strings.Contains(err.Error(), "too many") {
 		t.Errorf("more than a megabyte of state: %v", err)
+	}
+}
+
+// goOnAfterwards lets this process serve again when the test has stopped it.
+func goOnAfterwards(t *testing.T) {
+	t.Cleanup(func() {
+		g := handoff.Self()
+		if _, err := g.Own(); err != nil {
+			t.Fatal(err)
+		}
+		g.Disown()
+		g.SetPhase(handoff.Opening)
+	})
+}
+
+// A stop leaves nobody behind whom the kernel has told that he is connected.
+func TestStopServesWhoWaitsInTheKernel(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			goOnAfterwards(t)
+			nl, err := net.Listen(network, map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")}[network])
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := grace.NewListener(nl.(grace.Listener))
+			clients := make([]net.Conn, 5)
+			for i := range clients {
+				if clients[i], err = net.Dial(network, l.Addr().String()); err != nil {
+					t.Fatal(err)
+				}
+				defer clients[i].Close()
+			}
+			p := &grace.Process{Logger: log.New(io.Discard, "", 0)}
+			stop, cancel := context.WithCancel(context.Background())
+			cancel()
+			returned := make(chan error, 1)
+			go func() { returned <- p.WaitContext(stop, []grace.Listener{l}) }()
+			driver.AwaitRefused(t, network, l.Addr().String())
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					io.WriteString(c, "x")
+					c.Close()
+				}
+			}()
+			for i, c := range clients {
+				c.SetDeadline(time.Now().Add(patience))
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					t.Errorf("client %d: %v", i, err)
+				}
+			}
+			if err := receive(t, returned, "the end of Wait"); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

@@ -47,6 +47,7 @@ type listener struct {
 	Listener
 	open     *accept.Listener
 	draining atomic.Bool // Wait waits for the connections
+	last     atomic.Bool // no other process will accept
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -61,11 +62,18 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 func (l *listener) Close() error {
-	err := l.open.Close()
+	err := l.close()
 	if !l.draining.Load() {
 		l.open.Wait(context.Background())
 	}
 	return err
+}
+
+func (l *listener) close() error {
+	if l.last.Load() {
+		return l.open.CloseLast(false) // the program may have given it to others
+	}
+	return l.open.Close()
 }
 
 // Drain implements drainer. The socket stays open for Resume if there
@@ -73,7 +81,7 @@ func (l *listener) Close() error {
 func (l *listener) Drain(ctx context.Context, how handoff.Drain) error {
 	var err error
 	if how.To == nil || !how.To.Keeps(l) || !l.open.Pause() {
-		err = l.open.Close()
+		err = l.close()
 	}
 	how.Paused()
 	if errors.Is(err, net.ErrClosed) {

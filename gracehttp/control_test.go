@@ -200,7 +200,7 @@ func TestUnixModeOfASocketThatIsOpenedAnew(t *testing.T) {
 	for _, want := range []fs.FileMode{0o600, 0o666} {
 		g := serveKind(t, "unix", &http.Server{Handler: named("server")}, 0)
 		UnixMode(want)(g.app)
-		g.closeSocket()
+		g.closeSocket(false)
 		g.Resume()
 		if m := modeOf(t, g.addr); m != want {
 			t.Errorf("the mode is %o, want %o", m, want)

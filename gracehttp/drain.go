@@ -187,7 +187,7 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 		pause = s.listener.PauseEmpty
 	}
 	if !pause() {
-		s.closeSocket()
+		s.closeSocket(false)
 	}
 	how.Paused()
 	moves := !last && !s.tls && how.To.Moves()
@@ -200,11 +200,8 @@ func (s *server) drain(ctx context.Context, how handoff.Drain, last bool) error 
 		s.refuse()
 	}
 	s.begin(d)
-	if last && !activated && s.plain {
-		s.serveBacklog()
-	}
 	if last && !activated || d.stop {
-		s.closeSocket()
+		s.closeSocket(!activated)
 	}
 	if !d.idleEnd.IsZero() {
 		defer time.AfterFunc(time.Until(d.idleEnd), d.endIdle).Stop()

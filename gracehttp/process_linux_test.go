@@ -158,6 +158,7 @@ func TestPredecessorServesAfterOneThatHadServedAgain(t *testing.T) {
 	s := startSite(t, "tcp", "", "-faults", string(faults))
 	s.hijack() // keeps it
 	second := s.restart(s.first)
+	s.hijack() // keeps it, too: with nothing left it would have ended
 	faults.Set(t, "kill-ready")
 	second.Signal(syscall.SIGUSR2)
 	s.Line(fmt.Sprintf("serving again with pid %d", second.Pid))

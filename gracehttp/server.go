@@ -216,15 +216,6 @@ func (s *server) admit(c *conn, list func(*accept.Entry)) {
 	}
 }
 
-// serveBacklog serves what the kernel has accepted.
-func (s *server) serveBacklog() {
-	for _, c := range s.listener.Backlog() {
-		wrapped, core := s.wrap(c)
-		s.admit(core, s.listener.Add)
-		s.inject(wrapped)
-	}
-}
-
 // closedByProgram reports whether an idle connection that somebody else than its reader
 // closes in a drain, by SetKeepAlivesEnabled(false) or Shutdown, can stay: a request may
 // be on its way. TLS has told the client already.
@@ -483,12 +474,17 @@ func (s *server) renew() bool {
 	return true
 }
 
-// closeSocket lets clients be refused, or another process listen.
-func (s *server) closeSocket() {
+// closeSocket lets clients be refused, or another process listen. If we are the last, what
+// waits in the kernel is served.
+func (s *server) closeSocket(last bool) {
 	s.mu.Lock()
 	s.unbound = true
 	s.mu.Unlock()
-	s.listener.Close()
+	if last {
+		s.listener.CloseLast(s.app.givenTo(s.user) == nil && handoff.Self().Alone(s.socket))
+	} else {
+		s.listener.Close()
+	}
 }
 
 // listen opens the socket anew, and reports whether it could. The caller holds s.mu.

@@ -68,8 +68,8 @@ func TestLameDuckOfAProcess(t *testing.T) {
 	served := 0
 	for {
 		nc, err := net.Dial("tcp", s.addr)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			break
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) {
+			break // reset: the kernel had it in the instant in which the socket was closed
 		}
 		if err != nil {
 			t.Fatal(err)

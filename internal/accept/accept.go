@@ -19,6 +19,9 @@ const (
 
 	// emptyTime is how long PauseEmpty goes on accepting.
 	emptyTime = 50 * time.Millisecond
+
+	// backlogTime is how long CloseLast keeps what nobody accepts.
+	backlogTime = time.Second
 )
 
 // A Listener accepts from a listening socket. It accepts again after Pause, which
@@ -37,6 +40,8 @@ type Listener struct {
 	ended     bool       // Accept fails
 	ends      int        // how often it was ended or closed
 	closed    bool       // so is the socket
+	taking    bool       // CloseLast is about to know what waits in the kernel
+	backlog   []net.Conn // what did: Accept brings it before it fails
 	accepting int        // calls of Accept that may still bring a connection
 	entries   map[*Entry]bool
 	open      [kinds]int // of each kind
@@ -93,8 +98,15 @@ func (l *Listener) Accept() (net.Conn, error) {
 	l.mu.Unlock()
 	for {
 		l.mu.Lock()
-		for l.paused && !l.emptying && !over() {
+		for l.taking || len(l.backlog) == 0 && l.paused && !l.emptying && !over() {
 			l.changed.Wait()
+		}
+		if len(l.backlog) > 0 {
+			c := l.backlog[0]
+			l.backlog = l.backlog[1:]
+			l.accepting++
+			l.mu.Unlock()
+			return c, nil
 		}
 		if over() {
 			l.mu.Unlock()
@@ -114,7 +126,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.accepted()
 		// A pause may be over by the time that it shows here.
 		ours := pauses != l.pauses && errors.Is(err, os.ErrDeadlineExceeded)
-		again := (l.paused || ours) && !over()
+		again := l.taking || len(l.backlog) > 0 || (l.paused || ours) && !over()
 		if over() {
 			err = net.ErrClosed
 		}
@@ -313,6 +325,38 @@ func (l *Listener) Close() error {
 	}
 }
 
+// CloseLast is Close by the last process that accepts: Accept brings what the kernel has
+// completed before it fails, unless that has to come through a wrapper. What nobody accepts
+// within a second is closed. Alone says that no other process has the socket open.
+func (l *Listener) CloseLast(alone bool) (err error) {
+	if l.wraps {
+		return l.Close()
+	}
+	l.mu.Lock()
+	l.taking = true
+	l.mu.Unlock()
+	conns := l.takeBacklog(alone, func() { err = l.Close() })
+	l.mu.Lock()
+	l.taking = false
+	l.backlog = append(l.backlog, conns...)
+	l.changed.Broadcast()
+	l.mu.Unlock()
+	if len(conns) > 0 {
+		time.AfterFunc(backlogTime, l.dropBacklog)
+	}
+	return err
+}
+
+func (l *Listener) dropBacklog() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.backlog {
+		c.Close()
+	}
+	l.backlog = nil
+	l.changed.Broadcast()
+}
+
 // unlinkMu guards what net.UnixListener does not: SetUnlinkOnClose, and Close which
 // looks at it.
 var unlinkMu sync.Mutex
@@ -332,14 +376,21 @@ func SetUnlinkOnClose(socket any, unlink bool) {
 func (l *Listener) Wait(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.await(ctx, func() bool { return len(l.entries) == 0 && l.accepting == 0 })
+	return l.await(ctx, func() bool { return len(l.entries)+l.accepting == 0 && !l.arriving() })
 }
 
-// WaitFor waits until no connection of this kind is open, or returns ctx.Err().
+// WaitFor waits until no connection of this kind is open, nor comes in without a wrapper,
+// or returns ctx.Err().
 func (l *Listener) WaitFor(ctx context.Context, k Kind) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.await(ctx, func() bool { return l.open[k] == 0 })
+	return l.await(ctx, func() bool { return l.open[k] == 0 && !l.arriving() })
+}
+
+// arriving reports whether CloseLast has brought what is not listed yet. The caller holds
+// l.mu.
+func (l *Listener) arriving() bool {
+	return l.taking || len(l.backlog) > 0 || l.closed && !l.wraps && l.accepting > 0
 }
 
 // await waits until something is true that changed tells of. The caller holds l.mu.

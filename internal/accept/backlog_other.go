@@ -4,5 +4,8 @@ package accept
 
 import "net"
 
-// Backlog returns nothing: what is completed cannot be told from what is not.
-func (l *Listener) Backlog() (conns []net.Conn) { return nil }
+// takeBacklog closes the socket: what is completed cannot be told from what is not.
+func (l *Listener) takeBacklog(alone bool, close func()) []net.Conn {
+	close()
+	return nil
+}

@@ -5,37 +5,49 @@ package accept
 import (
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 )
 
-// Backlog returns the connections that the kernel has completed and nobody has
-// accepted. It does not wait. The listener should be paused.
-func (l *Listener) Backlog() (conns []net.Conn) {
+// takeBacklog returns the connections that the kernel has completed and nobody has
+// accepted, and closes the socket. Who comes between the two is reset. If no other process
+// has the socket open, that is nobody, but for a microsecond with TCP: of what could close
+// that too, a filter, Linux has none for Multipath TCP, which package net listens with.
+func (l *Listener) takeBacklog(alone bool, close func()) (conns []net.Conn) {
 	socket, ok := l.socket.(syscall.Conn)
 	if !ok {
+		close()
 		return nil
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
+		close()
 		return nil
 	}
-	for {
-		fd, err := -1, error(nil)
-		raw.Control(func(socket uintptr) { // not called when the listener is closed
-			// One that shares the socket may have made it blocking.
-			syscall.SetNonblock(int(socket), true)
-			syscall.ForkLock.RLock()
-			defer syscall.ForkLock.RUnlock()
-			if fd, _, err = syscall.Accept(int(socket)); err == nil {
-				syscall.CloseOnExec(fd)
+	alone = alone && runtime.GOOS == "linux" // elsewhere a listening socket cannot be shut down
+	var fds []int
+	raw.Control(func(socket uintptr) { // not called when the listener is closed
+		// One that shares the socket may have made it blocking.
+		syscall.SetNonblock(int(socket), true)
+		if alone && l.socket.Addr().Network() == "unix" {
+			syscall.Shutdown(int(socket), syscall.SHUT_RD) // it still gives out what it has
+		}
+		for {
+			fd, err := acceptNow(int(socket))
+			if err == syscall.EINTR || err == syscall.ECONNABORTED {
+				continue
 			}
-		})
-		if err == syscall.EINTR || err == syscall.ECONNABORTED {
-			continue
+			if err != nil {
+				break
+			}
+			fds = append(fds, fd)
 		}
-		if fd < 0 {
-			return conns
+		if alone {
+			syscall.Shutdown(int(socket), syscall.SHUT_RD)
 		}
+	})
+	close()
+	for _, fd := range fds {
 		syscall.SetNonblock(fd, true)
 		f := os.NewFile(uintptr(fd), "")
 		if c, err := FileConn(f); err == nil {
@@ -43,4 +55,16 @@ func (l *Listener) Backlog() (conns []net.Conn) {
 		}
 		f.Close()
 	}
+	return conns
+}
+
+// acceptNow returns the descriptor of a connection that waits in the kernel, or an error.
+func acceptNow(socket int) (int, error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, _, err := syscall.Accept(socket)
+	if err == nil {
+		syscall.CloseOnExec(fd)
+	}
+	return fd, err
 }

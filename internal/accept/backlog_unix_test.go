@@ -3,6 +3,9 @@
 package accept
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -11,109 +14,123 @@ import (
 	"time"
 )
 
-func TestBacklogReturnsWhatNobodyHasAccepted(t *testing.T) {
+// Whoever has been told by the kernel that it is connected is served, also by a loop that
+// is in Accept already.
+func TestCloseLastBringsWhatWaitsInTheKernel(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
-		t.Run(network, func(t *testing.T) {
-			address := "127.0.0.1:0"
-			if network == "unix" {
-				address = filepath.Join(t.TempDir(), "socket")
-			}
-			l, err := net.Listen(network, address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
-			g := New(l)
-			waiting := acceptOne(g)
-			g.Pause()
-
-			const clients = 5
-			for i := range clients {
-				c := dial(t, l)
-				if _, err := c.Write([]byte{byte(i)}); err != nil {
-					t.Fatal(err)
+		for _, alone := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s alone=%v", network, alone), func(t *testing.T) {
+				address := "127.0.0.1:0"
+				if network == "unix" {
+					address = filepath.Join(t.TempDir(), "socket")
 				}
-			}
-			conns := g.Backlog()
-			if len(conns) != clients {
-				t.Fatalf("%d connections, want %d", len(conns), clients)
-			}
-			for i, c := range conns {
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(patience))
-				var b [1]byte
-				if _, err := io.ReadFull(c, b[:]); err != nil || b[0] != byte(i) {
-					t.Errorf("connection %d of the backlog: read %d, %v", i, b[0], err)
-				}
-				raw, err := c.(syscall.Conn).SyscallConn()
+				l, err := net.Listen(network, address)
 				if err != nil {
 					t.Fatal(err)
 				}
-				raw.Control(func(fd uintptr) {
-					flags, _, _ := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_GETFD, 0)
-					if flags&syscall.FD_CLOEXEC == 0 {
-						t.Error("a connection of the backlog is not close-on-exec")
-					}
-				})
-			}
-			if more := g.Backlog(); len(more) != 0 {
-				t.Errorf("the empty backlog has %d connections", len(more))
-			}
+				defer l.Close()
+				g := New(l)
+				waiting := acceptOne(g)
+				g.Pause()
 
-			// The listener goes on.
-			g.Resume()
-			dial(t, l)
-			if a := receive(t, "Accept", waiting); a.err != nil {
-				t.Error(a.err)
-			}
-		})
+				const clients = 5
+				for i := range clients {
+					c := dial(t, l)
+					if _, err := c.Write([]byte{byte(i)}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := g.CloseLast(alone); err != nil {
+					t.Error(err)
+				}
+				if c, err := net.Dial(network, l.Addr().String()); err == nil {
+					c.Close()
+					t.Error("somebody can connect after the last")
+				}
+				for i := range clients {
+					if i > 0 {
+						waiting = acceptOne(g)
+					}
+					a := receive(t, "Accept", waiting)
+					if a.err != nil {
+						t.Fatal(a.err)
+					}
+					defer a.conn.Close()
+					a.conn.SetDeadline(time.Now().Add(patience))
+					var b [1]byte
+					if _, err := io.ReadFull(a.conn, b[:]); err != nil || b[0] != byte(i) {
+						t.Errorf("connection %d of the backlog: read %d, %v", i, b[0], err)
+					}
+					raw, err := a.conn.(syscall.Conn).SyscallConn()
+					if err != nil {
+						t.Fatal(err)
+					}
+					raw.Control(func(fd uintptr) {
+						flags, _, _ := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_GETFD, 0)
+						if flags&syscall.FD_CLOEXEC == 0 {
+							t.Error("a connection of the backlog is not close-on-exec")
+						}
+					})
+				}
+				if a := receive(t, "Accept", acceptOne(g)); !errors.Is(a.err, net.ErrClosed) {
+					t.Errorf("Accept after the last: %v, %v", a.conn, a.err)
+				}
+			})
+		}
 	}
 }
 
-func TestBacklogOfAClosedListenerIsEmpty(t *testing.T) {
+// Nothing waits for ever for a loop that has ended.
+func TestCloseLastDropsWhatNobodyAccepts(t *testing.T) {
+	t.Parallel()
+	g, l := listen(t)
+	client := dial(t, l)
+	g.CloseLast(true)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := g.Wait(ctx); err == nil {
+		t.Error("Wait does not wait for the connection that nobody has accepted yet")
+	}
+	within(t, "Wait", func() { g.Wait(context.Background()) })
+	client.SetDeadline(time.Now().Add(patience))
+	if n, err := client.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the client reads %d, %v, want the end", n, err)
+	}
+}
+
+func TestCloseLastOfAClosedListener(t *testing.T) {
 	g, _ := listen(t)
 	g.Close()
-	if conns := g.Backlog(); len(conns) != 0 {
-		t.Errorf("%d connections", len(conns))
-	}
-	if conns := New(plainListener{newFake()}).Backlog(); len(conns) != 0 {
-		t.Errorf("%d connections of a listener without a descriptor", len(conns))
+	fake := New(plainListener{newFake()})
+	for _, g := range []*Listener{g, fake} {
+		if err := g.CloseLast(true); err != nil {
+			t.Error(err)
+		}
+		if a := receive(t, "Accept", acceptOne(g)); !errors.Is(a.err, net.ErrClosed) {
+			t.Errorf("Accept: %v, %v", a.conn, a.err)
+		}
 	}
 }
 
 // A program that shares the socket may have made it blocking, for us too.
-func TestBacklogOfABlockingSocketReturns(t *testing.T) {
+func TestCloseLastOfABlockingSocketReturns(t *testing.T) {
 	g, l := listen(t)
 	g.Pause()
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	setNonblock := func(nonblocking bool) {
-		raw.Control(func(fd uintptr) {
-			if err := syscall.SetNonblock(int(fd), nonblocking); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	setNonblock(false)
+	raw.Control(func(fd uintptr) {
+		if err := syscall.SetNonblock(int(fd), false); err != nil {
+			t.Error(err)
+		}
+	})
 	dial(t, l)
-
-	conns := make(chan []net.Conn, 1)
-	go func() { conns <- g.Backlog() }()
-	select {
-	case conns := <-conns:
-		if len(conns) != 1 {
-			t.Errorf("%d connections, want 1", len(conns))
-		}
-		for _, c := range conns {
-			c.Close()
-		}
-	case <-time.After(patience):
-		t.Errorf("Backlog waits for connections")
-		setNonblock(true)
-		dial(t, l) // ends the system call
-		<-conns
+	within(t, "CloseLast", func() { g.CloseLast(false) })
+	if a := receive(t, "Accept", acceptOne(g)); a.err != nil {
+		t.Error(a.err)
+	} else {
+		a.conn.Close()
 	}
 }
 
@@ -126,9 +143,14 @@ func TestBacklogConnectionsKnowTheirClient(t *testing.T) {
 	}
 	client.SetLinger(0)
 	client.Close() // with a reset: the peer cannot be asked for any more
-	for _, c := range g.Backlog() {
-		defer c.Close()
-		if c.RemoteAddr() == nil {
+	g.CloseLast(true)
+	for {
+		a := receive(t, "Accept", acceptOne(g))
+		if a.err != nil {
+			return
+		}
+		defer a.conn.Close()
+		if a.conn.RemoteAddr() == nil {
 			t.Error("RemoteAddr is nil, which a hook such as ConnContext does not expect")
 		}
 	}

@@ -133,6 +133,13 @@ func (g *Generation) Activated(l net.Listener) bool {
 	return s != nil && s.Activated
 }
 
+// Alone reports whether no other process will accept from a listener as it is: no
+// predecessor that may take over again, and none that systemd starts next.
+func (g *Generation) Alone(l net.Listener) bool {
+	s := g.Find(func(s *Socket) bool { return s.Open == l })
+	return isClosed(g.Predecessor.gone) && (s == nil || !s.Activated && !s.stored.Load())
+}
+
 // State returns what the predecessor provided under this name, or nil.
 func (g *Generation) State(name string) []byte { return g.Predecessor.states[name] }
 

@@ -35,9 +35,10 @@ type Socket struct {
 	// Open is what it is: a net.Listener, net.PacketConn or *os.File, by Kind.
 	Open io.Closer
 
-	leave atomic.Bool // closing it leaves its path
-	index int         // its place in the LISTEN_FDS that we inherited, or -1
-	used  bool        // somebody has asked for it; the pool's
+	leave  atomic.Bool // closing it leaves its path
+	stored atomic.Bool // the service manager was asked to keep a copy
+	index  int         // its place in the LISTEN_FDS that we inherited, or -1
+	used   bool        // somebody has asked for it; the pool's
 }
 
 // Listener returns the listener, or nil if it is none.
