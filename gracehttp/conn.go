@@ -68,6 +68,7 @@ type conn struct {
 	wrapped  bool // it is of a wrapper's own type
 	closing  bool // an answer says that it is the last
 	gone     bool // moved or ended: Read returns io.EOF
+	coming   bool // about to be offered
 	shared   bool // offered and not taken: a copy may be on its way for long
 }
 
@@ -173,9 +174,11 @@ func (c *conn) decide() (until time.Time, end bool) {
 		return until, false
 	}
 	if d.moves() && !c.wrapped {
+		c.coming = true
 		c.mu.Unlock()
 		offered, taken := d.mover.offer(c)
 		c.mu.Lock()
+		c.coming = false
 		if offered {
 			c.shared = !taken
 		}
@@ -368,7 +371,7 @@ func (c *conn) awaitInput() bool {
 }
 
 // wake makes an idle connection's reader decide whether to end it, and reports whether
-// it is one.
+// it is one that was not about to.
 func (c *conn) wake() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -396,7 +399,7 @@ func (c *conn) wake() bool {
 		return false
 	}
 	c.raw.SetReadDeadline(longAgo)
-	return true
+	return !c.coming
 }
 
 // mayEnd reports whether no request is under way on HTTP/1. The caller holds c.mu.

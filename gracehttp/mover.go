@@ -82,9 +82,14 @@ func (m *mover) run(ctx context.Context, list func() []*accept.Entry) error {
 	defer close(m.done)
 	var batch []offer
 	open := list()
-	asked := 0 // about how many of those are still to come
+	asked := 0      // about how many of those are still to come
+	missed := false // some had come when there was no room: they are to be asked again
 	for ctx.Err() == nil {
-		for asked < ahead && len(open) > 0 {
+		for asked < ahead && (len(open) > 0 || missed) {
+			if len(open) == 0 {
+				open, missed = list(), false
+				continue
+			}
 			if open[0].Conn.(*conn).wake() {
 				asked++
 			}
@@ -101,16 +106,16 @@ func (m *mover) run(ctx context.Context, list func() []*accept.Entry) error {
 			}
 		}
 		batch = nil
-		missed, late := m.missed, (<-chan time.Time)(nil)
-		if len(open) > 0 {
-			missed, late = nil, time.After(m.timeout)
+		var late <-chan time.Time
+		if len(open) > 0 || missed {
+			late = time.After(m.timeout)
 		}
 		select {
 		case o := <-m.offers:
 			batch = m.withOthers(o)
 			asked = max(0, asked-len(batch))
-		case <-missed:
-			open = list()
+		case <-m.missed:
+			asked, missed = 0, true // it may have been all of those
 		case <-late:
 			asked = 0
 		case <-ctx.Done():
