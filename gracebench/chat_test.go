@@ -10,6 +10,7 @@ import (
 )
 
 func TestChatsSurviveRestarts(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("restarts a program")
 	}

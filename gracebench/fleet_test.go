@@ -93,6 +93,7 @@ func startForwarderTo(t *testing.T, late time.Duration, n int) (addr string, dow
 }
 
 func TestForwarderRemovesAnEndpointLate(t *testing.T) {
+	t.Parallel()
 	const late = 300 * time.Millisecond
 	addr, down := startForwarderTo(t, late, 2)
 	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: answerTimeout}

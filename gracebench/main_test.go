@@ -30,6 +30,7 @@ func testConfig(t *testing.T) config {
 
 // A measurement that finds nothing lost with anybody would be worth nothing.
 func TestRecipeLosesRequestsAndGraceDoesNot(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds a program and restarts it")
 	}
@@ -39,20 +40,23 @@ func TestRecipeLosesRequestsAndGraceDoesNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range allPeers[:2] { // grace, net/http
-		r, err := p.run(t.Context(), cfg, kinds, func(string, *target) {})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.Skipped != "" {
-			t.Skip(r.Skipped)
-		}
-		for _, row := range []*row{r.KeepAlive, r.New} {
-			if row.Restarts != cfg.restarts {
-				t.Errorf("%s, %s: %d restarts, want %d", p.name, row.Kind, row.Restarts, cfg.restarts)
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			r, err := p.run(t.Context(), cfg, kinds, func(string, *target) {})
+			if err != nil {
+				t.Fatal(err)
 			}
-			if lost := row.Lost > 0; lost != (p.folder != "") {
-				t.Errorf("%s, %s: %d requests lost: %v", p.name, row.Kind, row.Lost, row.LostBy)
+			if r.Skipped != "" {
+				t.Skip(r.Skipped)
 			}
-		}
+			for _, row := range []*row{r.KeepAlive, r.New} {
+				if row.Restarts != cfg.restarts {
+					t.Errorf("%s: %d restarts, want %d", row.Kind, row.Restarts, cfg.restarts)
+				}
+				if lost := row.Lost > 0; lost != (p.folder != "") {
+					t.Errorf("%s: %d requests lost: %v", row.Kind, row.Lost, row.LostBy)
+				}
+			}
+		})
 	}
 }

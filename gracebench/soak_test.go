@@ -29,6 +29,7 @@ func TestOneDescriptorMoreIsGrowth(t *testing.T) {
 }
 
 func TestSoakOfAFewRestartsIsFlat(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t)
 	if !procKnown {
 		t.Skip("needs /proc")

@@ -105,6 +105,7 @@ func TestRatioIsOfNeighbours(t *testing.T) {
 
 // A restart that changes nothing has the ratio 1, however long requests take.
 func TestRatioOfNothing(t *testing.T) {
+	t.Parallel()
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, mean := range []float64{0.3, 3, 12} { // ms
 		var samples []sample

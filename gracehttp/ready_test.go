@@ -47,6 +47,7 @@ func TestReadyUntilTheStop(t *testing.T) {
 	s.signal(syscall.SIGTERM)
 	driver.Eventually(t, "the process not to be ready", func() bool { return !Ready() })
 	expect("in a stop", false)
+	c.Close()
 	if err := within(t, s.result, "the end of Serve"); err != nil {
 		t.Errorf("Serve: %v", err)
 	}

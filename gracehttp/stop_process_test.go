@@ -65,8 +65,10 @@ func TestLameDuckOfAProcess(t *testing.T) {
 	if resp, _ := c.answer(); resp.StatusCode != http.StatusServiceUnavailable || !resp.Close {
 		t.Errorf("after it: %s, Connection: close %v", resp.Status, resp.Close)
 	}
+	pace := time.NewTicker(5 * time.Millisecond)
+	defer pace.Stop()
 	served := 0
-	for {
+	for ; ; <-pace.C {
 		nc, err := net.Dial("tcp", s.addr)
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) {
 			break // reset: the kernel had it in the instant in which the socket was closed

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // patience is how long anything may take that must not take forever.
@@ -624,7 +626,8 @@ func (g *Listener) isClosed() bool {
 }
 
 func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
-	for range 20 {
+	t.Parallel()
+	for range driver.Times(20, 4) {
 		g, l := listen(t)
 		defer g.Close() // ends the acceptors if something hangs
 		var acceptors, callers sync.WaitGroup

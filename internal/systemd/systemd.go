@@ -33,6 +33,10 @@ const (
 // the manager in one datagram. The socket is the value of NOTIFY_SOCKET: a path,
 // or @ and an abstract name.
 func Notify(socket, state string, fds ...int) error {
+	return notify(socket, state, 5*time.Second, fds)
+}
+
+func notify(socket, state string, timeout time.Duration, fds []int) error {
 	if !strings.HasPrefix(socket, "/") && !strings.HasPrefix(socket, "@") {
 		return fmt.Errorf("%s=%q is neither a path nor an abstract socket", EnvSocket, socket)
 	}
@@ -41,7 +45,7 @@ func Notify(socket, state string, fds ...int) error {
 		return err
 	}
 	defer c.Close()
-	c.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	c.SetWriteDeadline(time.Now().Add(timeout))
 	return send(c, []byte(state), fds)
 }
 

@@ -5,10 +5,12 @@ package deploy
 import (
 	"testing"
 
+	"github.com/facebookgo/grace/internal/testserver/driver"
 	"github.com/facebookgo/grace/internal/testserver/systemd"
 )
 
 func TestForkingAsItStands(t *testing.T) {
+	driver.OnlyAll(t)
 	systemd.Need(t)
 	deploy(t)
 	u := systemd.System.Install(t, "gracedemo-forking.service", "", "")

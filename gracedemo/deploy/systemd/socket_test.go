@@ -16,6 +16,7 @@ import (
 )
 
 func TestSocketsAsTheyStand(t *testing.T) {
+	driver.OnlyAll(t)
 	systemd.Need(t)
 	deploy(t)
 	service := systemd.System.Install(t, "gracedemo.service", "", "")

@@ -82,8 +82,11 @@ func OnlyAll(tb testing.TB) {
 func sideBySide() {
 	flag.Parse()
 	tests := 8
-	if testing.Short() { // hardly any starts processes
+	switch {
+	case testing.Short(): // hardly any starts processes
 		tests = 32
+	case !all && !raceEnabled:
+		tests = 16
 	}
 	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		f.Value.Set(strconv.Itoa(max(tests, runtime.GOMAXPROCS(0))))
