@@ -253,6 +253,7 @@ func TestHijackedConnectionsAreAnErrorAfterAHandoff(t *testing.T) {
 // too. Clients are told one after the other, and nothing is closed.
 func TestLameDuckServes(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	const length = 2 * time.Second
 	driver.Each(t, []string{"tcp", "tls"}, func(t *testing.T, kind string) {
 		g := serveKind(t, kind, &http.Server{Handler: takes(5 * time.Millisecond)}, 3*time.Second)

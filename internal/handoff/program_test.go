@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // originalModule is as little as a program has of facebookgo/grace.
@@ -19,6 +21,7 @@ var originalModule = map[string]string{
 
 func TestProgramIsReadFromTheFile(t *testing.T) {
 	t.Parallel()
+	driver.NotShort(t)
 	module := t.TempDir()
 	for name, text := range originalModule {
 		path := filepath.Join(module, name)

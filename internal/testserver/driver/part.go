@@ -84,7 +84,7 @@ func sideBySide() {
 	tests := 8
 	switch {
 	case testing.Short(): // hardly any starts processes
-		tests = 32
+		tests = 64
 	case !all && !raceEnabled:
 		tests = 16
 	}
