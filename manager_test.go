@@ -454,18 +454,26 @@ func TestMainProcessIsNamedByTheOneThatIsTrustedWhileItRuns(t *testing.T) {
 	}
 }
 
+// managedDrain starts a service whose first generation drains, and is the main process:
+// it holds a connection.
+func managedDrain(t *testing.T) (m *manager, s *driver.Server, first, second *driver.Process, held *client) {
+	t.Helper()
+	m = newManager(t)
+	s = m.start("-listen", "127.0.0.1:0")
+	first = s.Ready(1)
+	held = dial(t, first.Addrs[0])
+	held.servedBy(first)
+	first.Signal(syscall.SIGUSR2)
+	second = s.Ready(2)
+	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	return m, s, first, second, held
+}
+
 // Only a main process can name its successor. So one that has nothing to drain waits until
 // its predecessor, which still drains, has named it.
 func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start("-listen", "127.0.0.1:0")
-	first := s.Ready(1)
-	c := dial(t, first.Addrs[0])
-	c.servedBy(first)
-	first.Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	m, s, first, second, c := managedDrain(t)
 	thaw := first.Freeze() // it is slow to hear of the third
 	second.Signal(syscall.SIGUSR2)
 	third := s.Ready(3)
@@ -485,14 +493,7 @@ func TestMainProcessIsHandedDownWhileTheFirstDrains(t *testing.T) {
 // Nor does it matter how late one that is in between hears that it is the main process.
 func TestMainProcessIsHandedDownByOneThatIsNamedLate(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start("-listen", "127.0.0.1:0")
-	first := s.Ready(1)
-	one := dial(t, first.Addrs[0])
-	one.servedBy(first)
-	first.Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	m, s, first, second, one := managedDrain(t)
 	two := dialServedBy(t, first.Addrs[0], second, first)
 	thaw := first.Freeze()
 	second.Signal(syscall.SIGUSR2)
@@ -520,14 +521,7 @@ func TestMainProcessIsHandedDownByOneThatIsNamedLate(t *testing.T) {
 // name its successor. If that fails meanwhile, it serves, and is the main process.
 func TestOneThatWaitsToBeTheMainProcessServesAgain(t *testing.T) {
 	t.Parallel()
-	m := newManager(t)
-	s := m.start("-listen", "127.0.0.1:0")
-	first := s.Ready(1)
-	c := dial(t, first.Addrs[0])
-	c.servedBy(first)
-	first.Signal(syscall.SIGUSR2)
-	second := s.Ready(2)
-	m.next(fmt.Sprintf(`(?s).*STATUS=Serving with pid %d.*`, second.Pid))
+	m, s, first, second, c := managedDrain(t)
 	thaw := first.Freeze() // it is slow to hear of the third
 	second.Signal(syscall.SIGUSR2)
 	third := s.Ready(3)

@@ -58,13 +58,17 @@ func TestStopWithoutConnectionsIsPrompt(t *testing.T) {
 func TestTermTimeoutSaysWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	const left = `grace: not drained within 200ms, left: 2 connections, the oldest open for \S+s$`
-	t.Run("stop", func(t *testing.T) {
+	start := func(t *testing.T) (*driver.Server, *driver.Process) {
 		t.Parallel()
 		s := driver.Start(t, tcp("-term-timeout", "200ms")...)
 		p := s.Ready(1)
 		for range 2 {
 			dial(t, p.Addrs[0]).servedBy(p)
 		}
+		return s, p
+	}
+	t.Run("stop", func(t *testing.T) {
+		s, p := start(t)
 		p.Signal(syscall.SIGTERM)
 		p.WaitExit(1)
 		s.Line(`^failed pid=\d+ cause=deadline`)
@@ -74,12 +78,7 @@ func TestTermTimeoutSaysWhatIsLeft(t *testing.T) {
 		}
 	})
 	t.Run("handoff", func(t *testing.T) {
-		t.Parallel()
-		s := driver.Start(t, tcp("-term-timeout", "200ms")...)
-		p := s.Ready(1)
-		for range 2 {
-			dial(t, p.Addrs[0]).servedBy(p)
-		}
+		s, p := start(t)
 		p.Signal(syscall.SIGUSR2)
 		second := s.Ready(2)
 		p.WaitExit(1)
@@ -262,8 +261,15 @@ func TestSuccessorThatWasStoppedIsNotTakenBack(t *testing.T) {
 	second.Wait()
 	s.Line(fmt.Sprintf(`pid %d ends: drained`, second.Pid))
 	held.servedBy(first)
+	drainsOn(t, s, first, held)
+}
+
+// drainsOn fails the test if the first generation has taken over again: it drains until
+// this connection is closed.
+func drainsOn(t *testing.T, s *driver.Server, first *driver.Process, held *client) {
+	t.Helper()
 	mark := s.Mark()
-	s.Line(fmt.Sprintf(`draining pid %d`, first.Pid), mark) // it goes on draining
+	s.Line(fmt.Sprintf(`draining pid %d`, first.Pid), mark)
 	if n := s.Count("serving again"); n > 0 {
 		t.Errorf("the predecessor has taken over again")
 	}
@@ -283,14 +289,7 @@ func TestSuccessorThatIsStoppingIsNotTakenBackIfItFails(t *testing.T) {
 	s.Line(fmt.Sprintf(`draining pid %d`, second.Pid)) // it has been at it for a while
 	second.Signal(syscall.SIGKILL)
 	second.Wait()
-	mark := s.Mark()
-	s.Line(fmt.Sprintf(`draining pid %d`, first.Pid), mark)
-	if n := s.Count("serving again"); n > 0 {
-		t.Errorf("the predecessor has taken over again")
-	}
-	held.Close()
-	first.WaitExit(0)
-	s.WaitEnd()
+	drainsOn(t, s, first, held)
 }
 
 func TestGenerationsOverlap(t *testing.T) {

@@ -453,14 +453,8 @@ func TestGraceBeginsWithTheAnswer(t *testing.T) {
 func TestIdleConnectionsDoNotUseUpTheDrain(t *testing.T) {
 	t.Parallel()
 	driver.Each(t, kinds, func(t *testing.T, kind string) {
-		begun, release := make(chan bool), make(chan bool)
-		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/slow" {
-				begun <- true
-				<-release
-			}
-			fmt.Fprint(w, "done")
-		})}, time.Hour)
+		handler, begun, release := slowHandler()
+		g := serveKind(t, kind, &http.Server{Handler: handler}, time.Hour)
 		idle, late := connect(t, g), connect(t, g)
 		idle.send(get)
 		idle.expect("done")
@@ -664,14 +658,8 @@ func TestHTTP2Drains(t *testing.T) {
 		for _, kind := range []string{"h2", "h2c"} {
 			t.Run(fmt.Sprintf("%s handOver=%v", kind, to != nil), func(t *testing.T) {
 				t.Parallel()
-				begun, release := make(chan bool), make(chan bool)
-				g := serveHTTP2(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if r.URL.Path == "/slow" {
-						begun <- true
-						<-release
-					}
-					fmt.Fprint(w, "done")
-				})}, time.Hour)
+				handler, begun, release := slowHandler()
+				g := serveHTTP2(t, kind, &http.Server{Handler: handler}, time.Hour)
 				idle := http2Client(t, g)
 				if _, err := fetch(idle, g.url("/")); err != nil {
 					t.Fatal(err)
@@ -708,14 +696,8 @@ func TestHTTP2Drains(t *testing.T) {
 func TestHTTP2RequestInADrainIsTheLast(t *testing.T) {
 	t.Parallel()
 	driver.Each(t, []string{"h2", "h2c"}, func(t *testing.T, kind string) {
-		begun, release := make(chan bool), make(chan bool)
-		g := serveHTTP2(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/slow" {
-				begun <- true
-				<-release
-			}
-			fmt.Fprint(w, "done")
-		})}, time.Hour)
+		handler, begun, release := slowHandler()
+		g := serveHTTP2(t, kind, &http.Server{Handler: handler}, time.Hour)
 		slow := connect(t, g)
 		slow.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 		within(t, begun, "the slow request")
@@ -1000,14 +982,8 @@ func TestDrainAcceptsNothing(t *testing.T) {
 func TestDrainCalledOffLeavesConnectionsAlone(t *testing.T) {
 	t.Parallel()
 	driver.Each(t, kinds, func(t *testing.T, kind string) {
-		begun, release := make(chan bool), make(chan bool)
-		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/slow" {
-				begun <- true
-				<-release
-			}
-			fmt.Fprint(w, "done")
-		})}, time.Hour)
+		handler, begun, release := slowHandler()
+		g := serveKind(t, kind, &http.Server{Handler: handler}, time.Hour)
 		idle, busy := connect(t, g), connect(t, g)
 		idle.send(get)
 		idle.expect("done")

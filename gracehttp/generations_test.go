@@ -168,6 +168,19 @@ func (g *generation) drainWith(t *testing.T, decide func(*conn) bool) *drain {
 	return d
 }
 
+// slowHandler answers "done". A request for /slow says before that it has begun, and waits
+// for its release.
+func slowHandler() (handler http.Handler, begun, release chan bool) {
+	begun, release = make(chan bool), make(chan bool)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			begun <- true
+			<-release
+		}
+		fmt.Fprint(w, "done")
+	}), begun, release
+}
+
 // wakeAndLook makes every idle connection look whether a drain wants its end, and
 // waits until all have.
 func (g *generation) wakeAndLook(t *testing.T, d *drain) {

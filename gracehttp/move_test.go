@@ -336,14 +336,8 @@ func (g *generation) refuse(t *testing.T) *drain {
 func TestRefusedConnectionsAreServedOn(t *testing.T) {
 	t.Parallel()
 	const grace = time.Second
-	begun, release := make(chan bool), make(chan bool)
-	g := serveGeneration(t, "tcp", &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/slow" {
-			begun <- true
-			<-release
-		}
-		fmt.Fprint(w, "done")
-	})}, grace)
+	handler, begun, release := slowHandler()
+	g := serveGeneration(t, "tcp", &http.Server{Handler: handler}, grace)
 	c := connect(t, g)
 	c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
 	within(t, begun, "the slow request")

@@ -395,9 +395,10 @@ func (p *Process) Freeze() (thaw func()) {
 // successor, which it returns, has said meanwhile that it is ready.
 func (p *Process) FreezeInRestart(faults Faults) (successor *Process, thaw func()) {
 	p.s.tb.Helper()
-	ready := p.s.Count("^ready ")
+	ready, mark := p.s.Count("^ready "), p.s.Mark()
 	faults.Set(p.s.tb, "slow")
 	p.Signal(syscall.SIGUSR2)
+	p.s.Line("restart: started pid", mark) // and was told of its sockets
 	p.s.Line("^waiting")
 	thaw = p.Freeze()
 	faults.Clear(p.s.tb, "slow")
