@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/facebookgo/grace"
-	"github.com/facebookgo/grace/internal/handoff"
 	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
@@ -116,6 +115,7 @@ func TestCleanUpIsNotEndedByTheNextSignal(t *testing.T) {
 
 // OnReady may be what a program does as long as it serves.
 func TestNobodyWaitsForOnReady(t *testing.T) {
+	grace.GoOnAfterwards(t)
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	ctx, stop := context.WithCancel(context.Background())
@@ -215,7 +215,7 @@ func TestLameDuckAcceptsUntilItStops(t *testing.T) {
 }
 
 func TestOneWaitAtATime(t *testing.T) {
-	goOnAfterwards(t)
+	grace.GoOnAfterwards(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -343,23 +343,11 @@ func TestMoveRefusesWhatCannotMove(t *testing.T) {
 	}
 }
 
-// goOnAfterwards lets this process serve again when the test has stopped it.
-func goOnAfterwards(t *testing.T) {
-	t.Cleanup(func() {
-		g := handoff.Self()
-		if _, err := g.Own(); err != nil {
-			t.Fatal(err)
-		}
-		g.Disown()
-		g.SetPhase(handoff.Opening)
-	})
-}
-
 // A stop leaves nobody behind whom the kernel has told that he is connected.
 func TestStopServesWhoWaitsInTheKernel(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
-			goOnAfterwards(t)
+			grace.GoOnAfterwards(t)
 			nl, err := net.Listen(network, map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")}[network])
 			if err != nil {
 				t.Fatal(err)

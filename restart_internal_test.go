@@ -15,15 +15,22 @@ import (
 	"github.com/facebookgo/grace/internal/handoff"
 )
 
-// Nor does the service manager, which waits for the end of a reload.
-func TestHookDoesNotHearOfARestartThatIsRefused(t *testing.T) {
-	handoff.Self().Stopping()
-	defer func() { // as another Wait does
-		if _, err := handoff.Self().Own(); err != nil {
+// GoOnAfterwards lets this process serve again when the test, which has stopped it, is over.
+func GoOnAfterwards(t *testing.T) {
+	t.Cleanup(func() {
+		g := handoff.Self()
+		if _, err := g.Own(); err != nil {
 			t.Fatal(err)
 		}
-		handoff.Self().Disown()
-	}()
+		g.Disown()
+		g.SetPhase(handoff.Opening)
+	})
+}
+
+// Nor does the service manager, which waits for the end of a reload.
+func TestHookDoesNotHearOfARestartThatIsRefused(t *testing.T) {
+	GoOnAfterwards(t)
+	handoff.Self().Stopping()
 	p := &Process{
 		PreStart: func() error { t.Error("PreStart was called"); return nil },
 		Logger:   log.New(io.Discard, "", 0),
@@ -118,7 +125,7 @@ func (s *selfServing) Close() error { close(s.closed); return s.listener.Close()
 
 // Whoever asks with the first connection whether this process is ready hears that it is.
 func TestProcessIsReadyWhenItAccepts(t *testing.T) {
-	defer handoff.Self().SetPhase(handoff.Opening) // the process goes on
+	GoOnAfterwards(t)
 	s := &selfServing{NewListener(listenTCP(t)).(*listener), make(chan handoff.Phase, 1), make(chan bool)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

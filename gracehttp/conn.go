@@ -508,7 +508,7 @@ func (c *conn) expireHijacked() {
 	}
 }
 
-// Close closes the connection, and takes it off the list.
+// Close ends the connection, in a drain when its last answer has arrived.
 func (c *conn) Close() error {
 	d := c.server.draining.Load()
 	c.mu.Lock()
@@ -522,8 +522,17 @@ func (c *conn) Close() error {
 	case shared:
 		shutdown(c.raw) // or the client would not notice
 	case open && c.inExchange():
-		c.linger()
+		go func() { // http.Server.Close would wait for one client after the other
+			c.linger()
+			c.end()
+		}()
+		return nil
 	}
+	return c.end()
+}
+
+// end closes the connection, and takes it off the list.
+func (c *conn) end() error {
 	err := c.raw.Close()
 	c.server.listener.Remove(&c.entry)
 	c.mu.Lock()

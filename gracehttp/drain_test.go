@@ -574,34 +574,42 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// What is left in the end is closed at once: no client is waited for, one after the other.
-func TestCutWaitsForNobody(t *testing.T) {
+// What is left in the end, or when the program closes its server in a drain, is closed at
+// once: no client is waited for, one after the other.
+func TestCloseWaitsForNobody(t *testing.T) {
 	t.Parallel()
-	driver.Each(t, kinds, func(t *testing.T, kind string) {
-		const clients = 8
-		begun := make(chan bool)
-		g := serveKind(t, kind, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			begun <- true
-			<-r.Context().Done()
-		})}, time.Minute)
-		for range clients {
-			c := connect(t, g)
-			c.send(get)
-			within(t, begun, "the request")
-			c.send(strings.Repeat("x", 100_000)) // which nobody reads
+	for _, kind := range kinds {
+		for name, end := range map[string]func(*generation, *http.Server){
+			"cut":   func(g *generation, _ *http.Server) { g.cut() },
+			"Close": func(_ *generation, srv *http.Server) { srv.Close() },
+		} {
+			t.Run(kind+" "+name, func(t *testing.T) {
+				t.Parallel()
+				const clients = 8
+				begun := make(chan bool)
+				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					begun <- true
+					<-r.Context().Done()
+				})}
+				g := serveKind(t, kind, srv, time.Minute)
+				for range clients {
+					c := connect(t, g)
+					c.send(get)
+					within(t, begun, "the request")
+					c.send(strings.Repeat("x", 100_000)) // which nobody reads
+				}
+				driver.Eventually(t, "the input to arrive", func() bool {
+					return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).hasInput() })
+				})
+				g.begin(t, handOver)
+				start := time.Now()
+				end(g, srv)
+				if took := time.Since(start); took > clients*lingerTimeout/2 {
+					t.Errorf("closing %d connections took %v", clients, took)
+				}
+			})
 		}
-		driver.Eventually(t, "the input to arrive", func() bool {
-			return !slices.ContainsFunc(g.listener.Entries(), func(e *accept.Entry) bool { return !e.Conn.(*conn).hasInput() })
-		})
-		drained, cancel := g.begin(t, handOver)
-		cancel()
-		within(t, drained, "the drain's end")
-		start := time.Now()
-		g.cut()
-		if took := time.Since(start); took > clients*lingerTimeout/2 {
-			t.Errorf("closing %d connections took %v", clients, took)
-		}
-	})
+	}
 }
 
 // http2Client returns a client that speaks HTTP/2 only.
