@@ -17,6 +17,9 @@
 //	grace.CloseParent() // we are ready
 //	err = grace.Wait(listeners)
 //
+// Inherit returns all sockets in their order. Where there are several, or some may change,
+// package gracenet finds each by its address.
+//
 // The names are those of systemd's socket activation, sd_listen_fds(3), whose
 // sockets are inherited in the same way.
 //
@@ -72,17 +75,21 @@ type Listener interface {
 // std is the process that the package-level functions use.
 var std Process
 
-// Inherit calls Process.Inherit on a default Process.
+// Inherit returns the listeners that the predecessor has handed to this process; see
+// Process.Inherit.
 func Inherit() (listeners []Listener, err error) { return std.Inherit() }
 
-// Restart calls Process.Restart on a default Process.
+// Restart starts a successor with these listeners, and waits until it serves or has failed;
+// see Process.Restart.
 func Restart(listeners []Listener) (err error) { return std.Restart(listeners) }
 
-// Wait calls Process.Wait on a default Process.
+// Wait serves signals until this process has stopped, or was replaced, and no connection
+// of the listeners is open; see Process.Wait.
 func Wait(listeners []Listener) (err error) { return std.Wait(listeners) }
 
-// CloseParent calls Process.CloseParent on a default Process.
+// CloseParent says that this process serves, so that its predecessor may end; see
+// Process.CloseParent.
 func CloseParent() error { return std.CloseParent() }
 
-// WaitParent calls Process.WaitParent on a default Process.
+// WaitParent waits until the predecessor is drained; see Process.WaitParent.
 func WaitParent(ctx context.Context) error { return std.WaitParent(ctx) }

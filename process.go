@@ -98,7 +98,7 @@ type Process struct {
 // Inherit returns the listeners that the predecessor, or systemd, has handed to
 // this process, in their order, or ErrNotInheriting if there are none. If one of
 // the descriptors is not a listening socket, Inherit closes all of them and returns
-// an error that names it. Each listener is given out once.
+// an error that names it. Each listener is given out once, and counts as NewListener's do.
 //
 // Until CloseParent is called the predecessor serves on, and LISTEN_FDS stays in the
 // environment, beside a LISTEN_PID that names this process.

@@ -112,7 +112,7 @@ func ask(method, path string) (code int, body []byte, status int) {
 	defer cancel()
 	c, err := dial(ctx, addr)
 	if err != nil {
-		return 0, nil, complain(nobody, "%v", err)
+		return 0, nil, complain(nobody, "no demo answers: %v", err)
 	}
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

@@ -128,8 +128,8 @@ func newHandler(name string) http.Handler {
 			return
 		}
 		time.Sleep(duration)
-		fmt.Fprintf(w, "%s started at %s slept for %d nanoseconds from pid %d.\n",
-			name, started, duration.Nanoseconds(), os.Getpid())
+		fmt.Fprintf(w, "%s started at %s slept for %v from pid %d.\n",
+			name, started.Format(time.RFC3339), duration, os.Getpid())
 	})
 	mux.Handle("/ready", gracehttp.ReadyHandler())
 

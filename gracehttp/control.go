@@ -132,12 +132,12 @@ func serveRestart(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	http.NewResponseController(w).SetWriteDeadline(time.Time{}) // where that fails, there is none of net/http's
-	pid, err := Restart()
+	var err error
+	outcome.Pid, err = Restart()
 	outcome.Seconds = time.Since(outcome.At).Seconds()
 	code := http.StatusOK
 	switch {
 	case err == nil:
-		outcome.Pid = pid
 	case errors.Is(err, grace.ErrUnderWay), errors.Is(err, grace.ErrStopping), errors.Is(err, ErrNotServing):
 		code = http.StatusConflict
 	default:

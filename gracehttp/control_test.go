@@ -125,7 +125,7 @@ func TestWhoAsksLearnsTheOutcome(t *testing.T) {
 
 	faults.Set(t, "exit")
 	code, failed := ask[Restarted](s, "POST", "/restart")
-	if code != http.StatusInternalServerError || !strings.Contains(failed.Error, "exit status 2") || failed.Seconds <= 0 {
+	if code != http.StatusInternalServerError || !strings.Contains(failed.Error, "exit status 2") || failed.Seconds <= 0 || failed.Pid != s.Started(2).Pid {
 		t.Errorf("one that fails: %d %+v", code, failed)
 	}
 	_, status := ask[Status](s, "GET", "/status")

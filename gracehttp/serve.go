@@ -260,8 +260,9 @@ func ServeContext(ctx context.Context, servers []*http.Server, options ...Option
 
 // Restart restarts what Serve serves, as SIGUSR2 does, and waits for the
 // outcome: the process id of the successor, which is ready and alone accepts now; or why
-// there is none, such as grace.ErrUnderWay, as grace.Process.Restart returns it. The request in whose
-// handler it is called is answered by this process.
+// there is none, such as grace.ErrUnderWay, as grace.Process.Restart returns it, with the
+// process id of one that has failed, or 0 if none was started. The request in whose handler
+// it is called is answered by this process.
 func Restart() (pid int, err error) {
 	a := current.Load()
 	if a == nil {
@@ -272,10 +273,7 @@ func Restart() (pid int, err error) {
 		return 0, ErrNotServing
 	}
 	outcome := <-request.Outcome
-	if outcome.Err != nil {
-		return 0, outcome.Err
-	}
-	return outcome.Pid, nil
+	return outcome.Pid, outcome.Err
 }
 
 // sideBySide calls hooks, and returns when all have returned.

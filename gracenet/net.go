@@ -3,7 +3,15 @@
 // over for that address, or else opens it.
 //
 // What it returns is inherited by every successor of the process until it is
-// closed. Package gracehttp stands on it.
+// closed. Package gracehttp stands on it. A server of another protocol lets package grace
+// count its connections, and wait for signals:
+//
+//	var n gracenet.Net
+//	l, err := n.Listen("tcp", ":7000")
+//	counted := grace.NewListener(l.(grace.Listener))
+//	go serve(counted)
+//	err = grace.CloseParent() // we serve: the predecessor may end
+//	err = grace.Wait([]grace.Listener{counted})
 package gracenet
 
 import (

@@ -97,7 +97,7 @@ func slowly(t *testing.T) (answered func()) {
 	return func() {
 		t.Helper()
 		answer, err := io.ReadAll(c)
-		if err != nil || !strings.Contains(string(answer), "slept for 2000000000 nanoseconds") {
+		if err != nil || !strings.Contains(string(answer), "slept for 2s from pid") {
 			t.Errorf("a request had begun when the demo was stopped; its answer: %q %v", answer, err)
 		}
 	}
