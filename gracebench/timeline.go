@@ -163,7 +163,7 @@ const (
 	lanesGap    = 34.0
 	timesHeight = 104.0
 	panelHeight = headHeight + lanesHeight + lanesGap + timesHeight + 14
-	panelsTop   = 80.0
+	panelsTop   = 90.0
 )
 
 const drawStyle = `
@@ -176,7 +176,7 @@ svg { font-family: -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans"
 .lane { stroke-width: 5; fill: none } .dot { stroke-width: 2.6; stroke-linecap: round; fill: none }
 .narrow { display: none }
 @media (max-width: 600px) {
-  svg { font-size: 24px } .title { font-size: 33px } .head { font-size: 27px }
+  svg { font-size: 24px } .title { font-size: 33px } .head { font-size: 27px } .axis { font-size: 20px }
   .wide { display: none } .narrow { display: inline }
 }
 @media (prefers-color-scheme: dark) {
@@ -191,11 +191,13 @@ func drawTimelines(ours, theirs *timeline) string {
 	const title = "One restart, seen by 16 clients"
 	about := fmt.Sprintf("%d clients keep their connections and send nothing twice; one request in sixteen takes up to %d ms.",
 		timelineClients, timelineSlow.Milliseconds())
+	const madeBy = "Made by go run ./gracebench -svg restart.svg"
 	wide := []string{about, ours.numbers() + ".", theirs.numbers() + ".",
-		fmt.Sprintf("%s/%s, %d processors. Made by go run ./gracebench -svg restart.svg", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())}
+		fmt.Sprintf("%s/%s, %d processors. %s", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), madeBy)}
 	narrow := []string{
 		fmt.Sprintf("New process answers after %d and after %d ms.", ours.first.Milliseconds(), theirs.first.Milliseconds()),
 		fmt.Sprintf("New connections: %d and %d.", ours.newConns, theirs.newConns),
+		madeBy,
 	}
 
 	axis := panelsTop + 2*panelHeight
@@ -281,7 +283,7 @@ func (l *timeline) draw(b *strings.Builder, top float64) {
 	}
 	for _, d := range []time.Duration{time.Millisecond / 10, time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond} {
 		fmt.Fprintf(&grid, "M%g %.1fH%g", plotLeft, y(d), plotRight)
-		fmt.Fprintf(b, `<text class="soft" text-anchor="end" x="%g" y="%.1f">%g</text>`+"\n", plotLeft-6, y(d)+5, d.Seconds()*1e3)
+		fmt.Fprintf(b, `<text class="soft axis" text-anchor="end" x="%g" y="%.1f">%g</text>`+"\n", plotLeft-6, y(d)+5, d.Seconds()*1e3)
 	}
 	fmt.Fprintf(b, `<path class="grid" d="%s"/>`+"\n", grid.String())
 	text(b, plotLeft, times-8, "soft", "response time, ms")
@@ -311,7 +313,7 @@ func (l *timeline) draw(b *strings.Builder, top float64) {
 	fmt.Fprintf(b, `<path class="lost" d="%s"/>`+"\n", lost.String())
 
 	when := func(t time.Duration, class, anchor string, dx float64, words string) {
-		fmt.Fprintf(b, `<path class="when %s" d="M%.1f %.0fV%.0f"/>`, class, plotX(t), lanes-18, bottom)
+		fmt.Fprintf(b, `<path class="when %s" d="M%.1f %.0fV%.0fM%.1f %.0fV%.0f"/>`, class, plotX(t), lanes-18, lanes+lanesHeight, plotX(t), times, bottom)
 		fmt.Fprintf(b, `<text class="text" text-anchor="%s" x="%.1f" y="%.0f">%s</text>`+"\n", anchor, plotX(t)+dx, lanes-7, words)
 	}
 	when(0, "", "end", -6, "signal")
