@@ -133,11 +133,12 @@ func (g *Generation) Activated(l net.Listener) bool {
 	return s != nil && s.Activated
 }
 
-// Alone reports whether no other process will accept from a listener as it is: no
-// predecessor that may take over again, and none that systemd starts next.
+// Alone reports whether it is known that no other process has a listener's socket: no
+// predecessor that may take over again, and no service manager, which one of ours may not
+// have told of.
 func (g *Generation) Alone(l net.Listener) bool {
 	s := g.Find(func(s *Socket) bool { return s.Open == l })
-	return isClosed(g.Predecessor.gone) && (s == nil || !s.Activated && !s.stored.Load())
+	return s != nil && s.alone.Load() && isClosed(g.Predecessor.gone)
 }
 
 // State returns what the predecessor provided under this name, or nil.

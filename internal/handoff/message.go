@@ -70,6 +70,7 @@ type socketBody struct {
 	Address   string `json:",omitempty"`
 	Name      string `json:",omitempty"`
 	Activated bool   `json:",omitempty"`
+	Alone     bool   `json:",omitempty"` // a listening socket of these two alone, as Socket.alone
 }
 
 type stateBody struct {

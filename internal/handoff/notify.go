@@ -176,7 +176,7 @@ func (m *Manager) StoreListeners() {
 		if name == "" {
 			name = "grace"
 		}
-		s.stored.Store(true)
+		s.alone.Store(false)
 		m.tellOf(s.conn(), "FDSTORE=1\nFDNAME="+strings.NewReplacer(":", "_", "\n", "_").Replace(name))
 	}
 }

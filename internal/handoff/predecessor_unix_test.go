@@ -424,3 +424,34 @@ func TestProcessesOfAnotherProgramAreStrangers(t *testing.T) {
 		}
 	}
 }
+
+// A service manager may have a listening socket, too. Who shuts that down leaves the next
+// process without one.
+func TestAloneIsWhatIsKnownToBeOurs(t *testing.T) {
+	checkLeaks(t)
+	m, manager := newManaged(t)
+	stored, own, unknown := listenTCP(t), listenTCP(t), listenTCP(t)
+	m.g.Add(&Socket{Kind: Listener, Open: stored})
+	m.StoreListeners()
+	_, fds := manager.next(t)
+	closeAll(fds)
+	m.g.Add(&Socket{Kind: Listener, Open: own})
+
+	p, peer, _ := played(t, stored, own, unknown) // unknown is of a predecessor that says nothing of it
+	go playedSuccessor(m.g, peer).tell(m.g.all(), nil)
+	if err := p.receiveState(); err != nil {
+		t.Fatal(err)
+	}
+	p.g.Take(func(s *Socket) bool { return s.Open == own })
+	if p.g.Alone(own) {
+		t.Error("a socket that the predecessor has is ours alone")
+	}
+	p.control.close()
+	p.end()
+	for l, want := range map[net.Listener]bool{stored: false, own: true, unknown: false} {
+		p.g.Take(func(s *Socket) bool { return s.Open == l })
+		if got := p.g.Alone(l); got != want {
+			t.Errorf("alone: %v, want %v", got, want)
+		}
+	}
+}

@@ -35,10 +35,10 @@ type Socket struct {
 	// Open is what it is: a net.Listener, net.PacketConn or *os.File, by Kind.
 	Open io.Closer
 
-	leave  atomic.Bool // closing it leaves its path
-	stored atomic.Bool // the service manager was asked to keep a copy
-	index  int         // its place in the LISTEN_FDS that we inherited, or -1
-	used   bool        // somebody has asked for it; the pool's
+	leave atomic.Bool // closing it leaves its path
+	alone atomic.Bool // it is known that none but generations of this program have it: no service manager does
+	index int         // its place in the LISTEN_FDS that we inherited, or -1
+	used  bool        // somebody has asked for it; the pool's
 }
 
 // Listener returns the listener, or nil if it is none.
@@ -73,6 +73,7 @@ func (s *Socket) Addr() net.Addr {
 // describe notes what a predecessor says of a socket.
 func (s *Socket) describe(b socketBody) {
 	s.Network, s.Address, s.Name, s.Activated = b.Network, b.Address, b.Name, b.Activated
+	s.alone.Store(b.Alone)
 }
 
 // open takes a descriptor over and makes of it what it is.
@@ -175,6 +176,7 @@ func (p *pool) Take(match func(*Socket) bool) *Socket {
 // closed.
 func (p *pool) Add(s *Socket) {
 	s.index, s.used = -1, true
+	s.alone.Store(!s.Activated)
 	p.mu.Lock()
 	p.prune()
 	p.sockets = append(p.sockets, s)

@@ -268,7 +268,7 @@ func (s *Successor) tell(sockets []*Socket, providers map[string]func() []byte) 
 		}
 	}
 	for _, sock := range sockets {
-		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated}
+		body := socketBody{sock.Kind, sock.Network, sock.Address, sock.Name, sock.Activated, sock.alone.Load()}
 		var travels []syscall.Conn
 		if sock.Kind != Listener {
 			travels = append(travels, sock.conn())
