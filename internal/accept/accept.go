@@ -40,7 +40,7 @@ type Listener struct {
 	ended     bool       // Accept fails
 	ends      int        // how often it was ended or closed
 	closed    bool       // so is the socket
-	taking    bool       // CloseLast is about to know what waits in the kernel
+	taking    int        // calls of CloseLast that are about to know what waits in the kernel
 	backlog   []net.Conn // what did: Accept brings it before it fails
 	accepting int        // calls of Accept that may still bring a connection
 	entries   map[*Entry]bool
@@ -98,7 +98,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	l.mu.Unlock()
 	for {
 		l.mu.Lock()
-		for l.taking || len(l.backlog) == 0 && l.paused && !l.emptying && !over() {
+		for l.taking > 0 || len(l.backlog) == 0 && l.paused && !l.emptying && !over() {
 			l.changed.Wait()
 		}
 		if len(l.backlog) > 0 {
@@ -126,7 +126,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.accepted()
 		// A pause may be over by the time that it shows here.
 		ours := pauses != l.pauses && errors.Is(err, os.ErrDeadlineExceeded)
-		again := l.taking || len(l.backlog) > 0 || (l.paused || ours) && !over()
+		again := l.taking > 0 || len(l.backlog) > 0 || (l.paused || ours) && !over()
 		if over() {
 			err = net.ErrClosed
 		}
@@ -333,11 +333,11 @@ func (l *Listener) CloseLast(alone bool) (err error) {
 		return l.Close()
 	}
 	l.mu.Lock()
-	l.taking = true
+	l.taking++
 	l.mu.Unlock()
 	conns := l.takeBacklog(alone, func() { err = l.Close() })
 	l.mu.Lock()
-	l.taking = false
+	l.taking--
 	l.backlog = append(l.backlog, conns...)
 	l.changed.Broadcast()
 	l.mu.Unlock()
@@ -390,7 +390,7 @@ func (l *Listener) WaitFor(ctx context.Context, k Kind) error {
 // arriving reports whether CloseLast has brought what is not listed yet. The caller holds
 // l.mu.
 func (l *Listener) arriving() bool {
-	return l.taking || len(l.backlog) > 0 || l.closed && !l.wraps && l.accepting > 0
+	return l.taking > 0 || len(l.backlog) > 0 || l.closed && !l.wraps && l.accepting > 0
 }
 
 // await waits until something is true that changed tells of. The caller holds l.mu.

@@ -155,3 +155,44 @@ func TestBacklogConnectionsKnowTheirClient(t *testing.T) {
 		}
 	}
 }
+
+// A hook may close what a stop closes at the same time.
+func TestCloseLastSideBySide(t *testing.T) {
+	_, l := listen(t)
+	slow := &slowListener{TCPListener: l, closing: make(chan bool), release: make(chan bool)}
+	g := New(slow)
+	dial(t, l)
+	first := make(chan error, 1)
+	go func() { first <- g.CloseLast(false) }()
+	receive(t, "the first to close", slow.closing)
+	second := make(chan error, 1)
+	go func() { second <- g.CloseLast(false) }()
+	receive(t, "the second", second)
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if g.Wait(ended) == nil {
+		t.Error("Wait has not waited for what the first is about to bring")
+	}
+	waiting := acceptOne(g)
+	close(slow.release)
+	if a := receive(t, "Accept", waiting); a.err != nil {
+		t.Error(a.err)
+	} else {
+		a.conn.Close()
+	}
+	if err := receive(t, "the first", first); err != nil {
+		t.Error(err)
+	}
+}
+
+// A slowListener takes its time to close.
+type slowListener struct {
+	*net.TCPListener
+	closing, release chan bool
+}
+
+func (l *slowListener) Close() error {
+	l.closing <- true
+	<-l.release
+	return l.TCPListener.Close()
+}
