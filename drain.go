@@ -57,10 +57,13 @@ func (l *loop) beginHooks() (called <-chan struct{}) {
 	return l.hook("OnDrain", l.p.OnDrain)
 }
 
-// setDraining lets Close of our own listeners return at once: Wait is what waits.
+// setDraining lets Close of our own listeners return at once: Wait is what waits. Where
+// nobody accepts after us, it brings what waits in the kernel.
 func (l *loop) setDraining(draining bool) {
 	for _, ln := range l.listeners {
 		if own, ok := ln.(*listener); ok {
+			kept := l.successor != nil && l.successor.Keeps(own) || l.g.Activated(own.Listener)
+			own.last.Store(draining && !kept)
 			own.draining.Store(draining)
 		}
 	}
@@ -80,11 +83,6 @@ func (l *loop) drainTo(s *handoff.Successor, quick bool) {
 	l.setState(stopping)
 	if s != nil {
 		l.setState(draining)
-	}
-	for _, ln := range l.listeners {
-		if own, ok := ln.(*listener); ok {
-			own.last.Store(s == nil && l.g.Alone(own.Listener))
-		}
 	}
 	called := l.beginHooks()
 	drains := make([]func() error, 0, len(l.listeners)+3)

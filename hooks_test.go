@@ -345,9 +345,10 @@ func TestMoveRefusesWhatCannotMove(t *testing.T) {
 
 // A stop leaves nobody behind whom the kernel has told that he is connected.
 func TestStopServesWhoWaitsInTheKernel(t *testing.T) {
-	for _, network := range []string{"tcp", "unix"} {
-		t.Run(network, func(t *testing.T) {
+	for _, name := range []string{"tcp", "unix", "tcp closed by a hook"} {
+		t.Run(name, func(t *testing.T) {
 			grace.GoOnAfterwards(t)
+			network, _, hook := strings.Cut(name, " ")
 			nl, err := net.Listen(network, map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")}[network])
 			if err != nil {
 				t.Fatal(err)
@@ -361,6 +362,10 @@ func TestStopServesWhoWaitsInTheKernel(t *testing.T) {
 				defer clients[i].Close()
 			}
 			p := &grace.Process{Logger: log.New(io.Discard, "", 0)}
+			if hook {
+				p.LameDuck = 200 * time.Millisecond // in which the hook is called
+				p.OnDrain = func() { l.Close() }
+			}
 			stop, cancel := context.WithCancel(context.Background())
 			cancel()
 			returned := make(chan error, 1)

@@ -25,6 +25,7 @@ import (
 // http.Server.Shutdown, grpc.Server.GracefulStop and the like, which close their listeners
 // first, may be called by Process.OnDrain. Elsewhere they would wait for connections that
 // they have not told yet: call them in a goroutine of their own there, after telling those.
+// Where no other process accepts after that, Accept returns who waits in the kernel first.
 //
 // What Accept returns embeds l's *net.TCPConn or *net.UnixConn, and so has ReadFrom,
 // CloseWrite, SyscallConn and the rest. A connection of any other type is only a
@@ -47,7 +48,7 @@ type listener struct {
 	Listener
 	open     *accept.Listener
 	draining atomic.Bool // Wait waits for the connections
-	last     atomic.Bool // no other process will accept
+	last     atomic.Bool // in that, no other process will accept
 }
 
 func (l *listener) Accept() (net.Conn, error) {
