@@ -25,7 +25,8 @@ import (
 // http.Server.Shutdown, grpc.Server.GracefulStop and the like, which close their listeners
 // first, may be called by Process.OnDrain. Elsewhere they would wait for connections that
 // they have not told yet: call them in a goroutine of their own there, after telling those.
-// Where no other process accepts after that, Accept returns who waits in the kernel first.
+// Where no other process accepts after that, Accept returns who waits in the kernel first;
+// what is left when it was not called for a second, and all is closed, is closed, too.
 //
 // What Accept returns embeds l's *net.TCPConn or *net.UnixConn, and so has ReadFrom,
 // CloseWrite, SyscallConn and the rest. A connection of any other type is only a

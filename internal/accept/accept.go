@@ -20,7 +20,7 @@ const (
 	// emptyTime is how long PauseEmpty goes on accepting.
 	emptyTime = 50 * time.Millisecond
 
-	// backlogTime is how long CloseLast keeps what nobody accepts.
+	// backlogTime is how long CloseLast keeps what nobody comes for.
 	backlogTime = time.Second
 )
 
@@ -326,8 +326,9 @@ func (l *Listener) Close() error {
 }
 
 // CloseLast is Close by the last process that accepts: Accept brings what the kernel has
-// completed before it fails, unless that has to come through a wrapper. What nobody accepts
-// within a second is closed. Alone says that no other process has the socket open.
+// completed before it fails, unless that has to come through a wrapper. What is left when
+// nobody has accepted for a second, and nothing that was is open, or is of another kind, is
+// closed. Alone says that no other process has the socket open.
 func (l *Listener) CloseLast(alone bool) (err error) {
 	if l.wraps {
 		return l.Close()
@@ -342,14 +343,21 @@ func (l *Listener) CloseLast(alone bool) (err error) {
 	l.changed.Broadcast()
 	l.mu.Unlock()
 	if len(conns) > 0 {
-		time.AfterFunc(backlogTime, l.dropBacklog)
+		time.AfterFunc(backlogTime, func() { l.dropBacklog(false) })
 	}
 	return err
 }
 
-func (l *Listener) dropBacklog() {
+// dropBacklog closes what nobody comes for: while a connection is open, its loop may come
+// back when it is closed.
+func (l *Listener) dropBacklog(wasOpen bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	open := l.open[HTTP1]+l.accepting > 0 // others may wait for the end of those, and of the backlog
+	if (open || wasOpen) && len(l.backlog) > 0 {
+		time.AfterFunc(backlogTime, func() { l.dropBacklog(open) })
+		return
+	}
 	for _, c := range l.backlog {
 		c.Close()
 	}

@@ -196,3 +196,26 @@ func (l *slowListener) Close() error {
 	<-l.release
 	return l.TCPListener.Close()
 }
+
+// Some serve one connection after the other.
+func TestCloseLastKeepsWhatALoopComesBackFor(t *testing.T) {
+	g, l := listen(t)
+	dial(t, l)
+	dial(t, l)
+	g.CloseLast(true)
+	c, err := g.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	e := new(Entry)
+	g.Admit(e)
+	g.dropBacklog(true) // the time is over
+	g.Remove(e)
+	g.dropBacklog(true) // again, before the loop has come back
+	if a := receive(t, "Accept", acceptOne(g)); a.err != nil {
+		t.Error(a.err)
+	} else {
+		a.conn.Close()
+	}
+}
