@@ -25,28 +25,35 @@ func (l *Listener) takeBacklog(alone bool, close func()) (conns []net.Conn) {
 		return nil
 	}
 	alone = alone && runtime.GOOS == "linux" // elsewhere a listening socket cannot be shut down
-	var fds []int
+	last := -1
 	raw.Control(func(socket uintptr) { // not called when the listener is closed
 		// One that shares the socket may have made it blocking.
 		syscall.SetNonblock(int(socket), true)
 		if alone && l.socket.Addr().Network() == "unix" {
 			syscall.Shutdown(int(socket), syscall.SHUT_RD) // it still gives out what it has
 		}
-		for {
-			fd, err := acceptNow(int(socket))
-			if err == syscall.EINTR || err == syscall.ECONNABORTED {
-				continue
-			}
-			if err != nil {
-				break
-			}
-			fds = append(fds, fd)
-		}
-		if alone {
-			syscall.Shutdown(int(socket), syscall.SHUT_RD)
-		}
+		last, err = newFD(func() (int, error) { return syscall.Dup(int(socket)) })
 	})
 	close()
+	if last < 0 {
+		return nil
+	}
+	// The copy is closed at once after the last accept, which package net could not.
+	var fds []int
+	for err == nil || err == syscall.EINTR || err == syscall.ECONNABORTED {
+		var fd int
+		fd, err = newFD(func() (int, error) {
+			fd, _, err := syscall.Accept(last)
+			return fd, err
+		})
+		if err == nil {
+			fds = append(fds, fd)
+		}
+	}
+	if alone {
+		syscall.Shutdown(last, syscall.SHUT_RD)
+	}
+	syscall.Close(last)
 	for _, fd := range fds {
 		syscall.SetNonblock(fd, true)
 		f := os.NewFile(uintptr(fd), "")
@@ -58,11 +65,11 @@ func (l *Listener) takeBacklog(alone bool, close func()) (conns []net.Conn) {
 	return conns
 }
 
-// acceptNow returns the descriptor of a connection that waits in the kernel, or an error.
-func acceptNow(socket int) (int, error) {
+// newFD returns a descriptor that is made, which no child of this process inherits.
+func newFD(make func() (int, error)) (int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	fd, _, err := syscall.Accept(socket)
+	fd, err := make()
 	if err == nil {
 		syscall.CloseOnExec(fd)
 	}
