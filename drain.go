@@ -22,6 +22,8 @@ type drainer interface {
 	Drain(ctx context.Context, how handoff.Drain) error
 	// Resume undoes Drain: connections are accepted, again. It reports whether they are.
 	Resume() bool
+	// CloseLast is Close in a drain when the successor accepts no more, either.
+	CloseLast()
 	// Count returns what is open, and what became of the rest since Drain was called.
 	Count() accept.Count
 }
@@ -189,8 +191,17 @@ func closeWithin(ctx context.Context, l net.Listener) error {
 }
 
 // refuse closes the sockets when nobody will accept on them here again. Where the
-// successor has closed them too, clients are refused, rather than to wait for our end.
-func (l *loop) refuse() { l.closeAll(true) }
+// successor has closed them too, clients are refused, rather than to wait for our end; who
+// has come meanwhile is served here, unless there is a third to do so.
+func (l *loop) refuse() {
+	for _, ln := range l.listeners {
+		if d, ok := ln.(drainer); ok && !l.third {
+			go d.CloseLast()
+		} else if ok {
+			go ln.Close()
+		}
+	}
+}
 
 // closeAll ends the Accept calls of what was only paused. If connections are
 // left, Close goes on waiting for them, but we do not.

@@ -393,3 +393,22 @@ func TestStopServesWhoWaitsInTheKernel(t *testing.T) {
 		})
 	}
 }
+
+// Who connects when the successor has stopped already, and its predecessor, which still
+// drains, has not heard of that, is served there.
+func TestPredecessorServesWhoComesAfterTheStop(t *testing.T) {
+	t.Parallel()
+	s, first, held := startHeld(t, tcp()...)
+	first.Signal(syscall.SIGUSR2)
+	second := s.Ready(2)
+	awaitServedBy(t, first.Addrs[0], second, first)
+	thaw := first.Freeze()
+	second.Signal(syscall.SIGTERM)
+	s.Line(fmt.Sprintf("pid %d ends", second.Pid))
+	c := dial(t, first.Addrs[0])
+	thaw()
+	c.servedBy(first)
+	c.Close()
+	held.Close()
+	first.WaitExit(0)
+}

@@ -71,6 +71,12 @@ func (l *listener) Close() error {
 	return err
 }
 
+// CloseLast implements drainer.
+func (l *listener) CloseLast() {
+	l.last.Store(!handoff.Self().Activated(l.Listener))
+	l.Close()
+}
+
 func (l *listener) close() error {
 	if l.last.Load() {
 		return l.open.CloseLast(false) // the program may have given it to others

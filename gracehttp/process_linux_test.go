@@ -230,3 +230,24 @@ func TestMovedConnectionKeepsItsOptions(t *testing.T) {
 		}
 	}
 }
+
+// Who connects when the successor has stopped already, and its predecessor, which still
+// drains, has not heard of that, is served there.
+func TestPredecessorServesWhoComesAfterTheStop(t *testing.T) {
+	t.Parallel()
+	s := startSite(t, "tcp", "")
+	held := s.hijack() // with which its http.Server is shut down already
+	second := s.restart(s.first)
+	s.Line(fmt.Sprintf("^shutdown-hook pid=%d", s.first.Pid))
+	thaw := s.first.Freeze()
+	second.Signal(syscall.SIGTERM)
+	s.Line(fmt.Sprintf("pid %d ends", second.Pid))
+	c := s.connect()
+	c.send(getPid)
+	thaw()
+	if resp, _ := c.answer(); pidOf(resp) != s.first.Pid {
+		t.Errorf("pid %d has answered, want %d", pidOf(resp), s.first.Pid)
+	}
+	held.Close()
+	s.first.WaitExit(0)
+}

@@ -228,12 +228,32 @@ func (s *server) closedByProgram() (stays bool) {
 
 // Close ends the server. After Drain there is nothing left to wait for.
 func (s *server) Close() error {
+	s.close()
+	return s.listener.Close()
+}
+
+func (s *server) close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.kept.Store(true) // what is closed from now on, we close
 	s.finish(nil)
-	return s.listener.Close()
+}
+
+// CloseLast is Close, but what waits in the kernel is served, unless systemd has the socket.
+func (s *server) CloseLast() {
+	s.close()
+	if handoff.Self().Activated(s.socket) {
+		s.listener.Close()
+		return
+	}
+	s.mu.Lock()
+	shut := s.shut && !s.unbound
+	s.mu.Unlock()
+	if shut && s.renew() {
+		s.serve()
+	}
+	s.listener.CloseLast(false) // the successor may accept for some time yet
 }
 
 // cut closes the server and all that is still open, at once: net/http would close one
