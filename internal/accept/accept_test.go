@@ -678,7 +678,7 @@ func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
 			}()
 		}
 		within(t, "Pause, Resume, End or Wait", callers.Wait)
-		g.Close()
+		g.CloseLast(true)
 		within(t, "Accept after Close", acceptors.Wait)
 		within(t, "Wait after Close", func() { g.Wait(context.Background()) })
 		if open := g.Count().Open; open != 0 {

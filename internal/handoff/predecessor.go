@@ -157,6 +157,9 @@ func (p *Predecessor) receive() {
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, net.ErrClosed) {
 				p.g.Logf("grace: control socket of the predecessor: %v; no more connections are taken over", err)
+				for _, s := range p.g.all() {
+					s.alone.Store(false) // it may be there, and take over again
+				}
 			}
 			p.control.close()
 			return

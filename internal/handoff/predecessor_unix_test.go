@@ -425,6 +425,21 @@ func TestProcessesOfAnotherProgramAreStrangers(t *testing.T) {
 	}
 }
 
+// One that cannot be understood may take over again.
+func TestNothingIsAloneAfterNonsense(t *testing.T) {
+	l := listenTCP(t)
+	p, peer, _ := played(t)
+	p.g.Add(&Socket{Kind: Listener, Open: l})
+	go p.receive()
+	if _, err := peer.conn.Write(bytes.Repeat([]byte{0xff}, 100)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of its words", p.gone)
+	if p.g.Alone(l) {
+		t.Error("a socket is ours alone though the predecessor may live")
+	}
+}
+
 // A service manager may have a listening socket, too. Who shuts that down leaves the next
 // process without one.
 func TestAloneIsWhatIsKnownToBeOurs(t *testing.T) {
