@@ -70,7 +70,10 @@ func TestKickBeforeARequestBegins(t *testing.T) {
 func TestKickAtAnyMoment(t *testing.T) {
 	for _, waits := range []bool{false, true} {
 		t.Run(fmt.Sprint("waits=", waits), func(t *testing.T) {
-			const rounds = 200_000
+			rounds := int64(200_000)
+			if testing.Short() {
+				rounds = 10_000
+			}
 			c, raw := fakeConn()
 			var round, kicks atomic.Int64
 			var woke atomic.Bool

@@ -231,7 +231,7 @@ func (s *service) connect(i int) *client {
 }
 
 func TestServeReturnsNilAfterASignal(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+	for _, sig := range driver.Some([]syscall.Signal{syscall.SIGINT, syscall.SIGTERM}, 1) {
 		path := t.TempDir() + "/socket"
 		s := start(t, []*http.Server{{Handler: named("first")}, {Addr: "unix:" + path, Handler: named("second")}})
 		var clients []*client

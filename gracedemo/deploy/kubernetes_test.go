@@ -11,11 +11,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // No cluster is at hand. kubectl itself decodes the objects into those that the
 // cluster knows, and what it does not know is missing then.
 func TestKubernetesObjectsHaveNoUnknownFields(t *testing.T) {
+	driver.NotShort(t)
 	need(t, "kubectl")
 	for _, object := range objects(t) {
 		written := decode(t, object)

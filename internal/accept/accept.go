@@ -326,9 +326,9 @@ func (l *Listener) Close() error {
 }
 
 // CloseLast is Close by the last process that accepts: Accept brings what the kernel has
-// completed before it fails, unless that has to come through a wrapper. What is left when
-// nobody has accepted for a second, and nothing that was is open, or is of another kind, is
-// closed. Alone says that no other process has the socket open.
+// completed before it fails, unless that has to come through a wrapper. What nobody has
+// accepted within a second is closed, unless a connection is open whose loop may come back.
+// Alone says that no other process has the socket open.
 func (l *Listener) CloseLast(alone bool) (err error) {
 	if l.wraps {
 		return l.Close()

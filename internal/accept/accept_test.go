@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // patience is how long anything may take that must not take forever.
@@ -627,7 +625,7 @@ func (g *Listener) isClosed() bool {
 
 func TestNothingHangsWhateverIsCalledSideBySide(t *testing.T) {
 	t.Parallel()
-	for range driver.Times(20, 4) {
+	for range 8 {
 		g, l := listen(t)
 		defer g.Close() // ends the acceptors if something hangs
 		var acceptors, callers sync.WaitGroup

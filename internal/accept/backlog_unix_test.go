@@ -82,6 +82,9 @@ func TestCloseLastBringsWhatWaitsInTheKernel(t *testing.T) {
 
 // Nothing waits for ever for a loop that has ended.
 func TestCloseLastDropsWhatNobodyAccepts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for a second")
+	}
 	t.Parallel()
 	g, l := listen(t)
 	client := dial(t, l)

@@ -276,6 +276,7 @@ func TestConnectionsStayIfTheSuccessorVanishes(t *testing.T) {
 }
 
 func TestMoveEndsWhenTheControlSocketBreaks(t *testing.T) {
+	driver.NotShort(t)
 	needMove(t)
 	l := listenTCP(t)
 	_, server := tcpPair(t, l)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
 // startSibling starts a process that ends by itself, and returns it as a sibling, which somebody
@@ -45,6 +47,7 @@ func TestSiblingsStatusIsKnownFromTheKernel(t *testing.T) {
 }
 
 func TestSiblingsStatusIsUnknownUntilItsParentHasWaited(t *testing.T) {
+	driver.NotShort(t)
 	s, cmd := startSibling(t, "exit 3")
 	e := s.wait(nil)
 	if e.err.Error() != "its end (how is known to its parent)" || e.success {

@@ -270,6 +270,7 @@ func TestGiveUpAndReadyExcludeEachOther(t *testing.T) {
 
 // It may read long after its start: whatever does not fit into the socket waits.
 func TestSuccessorThatReadsLateHearsAll(t *testing.T) {
+	driver.NotShort(t)
 	const sockets = 3000
 	s, peer := play(t)
 	told := make([]*Socket, sockets)

@@ -1,21 +1,21 @@
 //go:build unix
 
-package driver
+package grace_test
 
 import (
-	"os"
 	"syscall"
 	"testing"
+
+	"github.com/facebookgo/grace/internal/testserver/driver"
 )
 
-func TestMain(m *testing.M) { os.Exit(Run(m)) }
-
-func TestFollowsGenerations(t *testing.T) {
+// Each mode of the test server restarts and stops.
+func TestEachModeRestarts(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"grace", "bare", "ownloop", "netloop", "http"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			s := Start(t, "-mode", mode, "-listen", "127.0.0.1:0")
+			s := driver.Start(t, "-mode", mode, "-listen", "127.0.0.1:0")
 			first := s.Ready(1)
 			first.Signal(syscall.SIGUSR2)
 			second := s.Ready(2)
