@@ -142,7 +142,6 @@ func TestSecondSignalEndsTheProcessByDefault(t *testing.T) {
 
 func TestPredecessorFinishesWhatItHolds(t *testing.T) {
 	t.Parallel()
-	driver.AlsoShort(t)
 	s, first, held := startHeld(t, tcp()...)
 	first.Signal(syscall.SIGUSR2)
 	second := s.Ready(2)

@@ -129,7 +129,6 @@ func inode(t *testing.T, path string) fs.FileInfo {
 
 func TestPort0KeepsItsPortOverRestarts(t *testing.T) {
 	t.Parallel()
-	driver.AlsoShort(t)
 	entries := []string{
 		"tcp=127.0.0.1:0", "tcp=127.0.0.1:0", // two of them
 		"tcp4=127.0.0.1:0", "tcp=:0", "udp=127.0.0.1:0", "udp=127.0.0.1:0",
