@@ -43,7 +43,7 @@ func TestStopInADrain(t *testing.T) {
 				if at.plain && how.name != "stop" {
 					continue
 				}
-				if i++; !driver.Part(i-1, 24) {
+				if i++; !driver.Part(i-1, 60) {
 					continue
 				}
 				t.Run(mode+"/"+how.name+"/"+at.name, func(t *testing.T) {
