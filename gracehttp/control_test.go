@@ -148,7 +148,7 @@ func TestWhoAsksLearnsTheOutcome(t *testing.T) {
 	if p := status.Predecessor; p.Pid != s.first.Pid || p.State != "draining" || status.Generation != 2 || status.State != "serving" {
 		t.Errorf("in the drain: %+v, %+v", status, p)
 	}
-	if last := status.LastRestart; last == nil || last.Pid != second.Pid || last.Error != "" || last.Seconds <= 0 || last.At.Before(done.At) || last.Seconds > done.Seconds {
+	if last := status.LastRestart; last == nil || last.Pid != second.Pid || last.Error != "" || last.Seconds <= 0 || last.At.Before(done.At) { // its own time ends when it serves, whenever the other hears of that
 		t.Errorf("the last restart is %+v; who asked for it was told %+v", last, done)
 	}
 	held.finish(s.first)
