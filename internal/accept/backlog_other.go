@@ -5,7 +5,7 @@ package accept
 import "net"
 
 // takeBacklog closes the socket: what is completed cannot be told from what is not.
-func (l *Listener) takeBacklog(alone bool, close func()) []net.Conn {
-	close()
+func (l *Listener) takeBacklog(alone bool, end func()) []net.Conn {
+	end()
 	return nil
 }

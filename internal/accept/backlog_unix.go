@@ -10,18 +10,18 @@ import (
 )
 
 // takeBacklog returns the connections that the kernel has completed and nobody has
-// accepted, and closes the socket. Who comes between the two is reset. If no other process
+// accepted; end closes the socket. Who comes between the two is reset. If no other process
 // has the socket open, that is nobody, but for a microsecond with TCP: of what could close
 // that too, a filter, Linux has none for Multipath TCP, which package net listens with.
-func (l *Listener) takeBacklog(alone bool, close func()) (conns []net.Conn) {
+func (l *Listener) takeBacklog(alone bool, end func()) (conns []net.Conn) {
 	socket, ok := l.socket.(syscall.Conn)
 	if !ok {
-		close()
+		end()
 		return nil
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		close()
+		end()
 		return nil
 	}
 	alone = alone && runtime.GOOS == "linux" // elsewhere a listening socket cannot be shut down
@@ -34,7 +34,7 @@ func (l *Listener) takeBacklog(alone bool, close func()) (conns []net.Conn) {
 		}
 		last, err = newFD(func() (int, error) { return syscall.Dup(int(socket)) })
 	})
-	close()
+	end()
 	if last < 0 {
 		return nil
 	}
@@ -65,11 +65,11 @@ func (l *Listener) takeBacklog(alone bool, close func()) (conns []net.Conn) {
 	return conns
 }
 
-// newFD returns a descriptor that is made, which no child of this process inherits.
-func newFD(make func() (int, error)) (int, error) {
+// newFD returns what open has returned, a descriptor that no child of this process inherits.
+func newFD(open func() (int, error)) (int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	fd, err := make()
+	fd, err := open()
 	if err == nil {
 		syscall.CloseOnExec(fd)
 	}
